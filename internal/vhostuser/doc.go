@@ -1,0 +1,2 @@
+// Package vhostuser is the device side of the vhost-user protocol.
+package vhostuser
