@@ -1,0 +1,181 @@
+package supervisor
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/home"
+	"github.com/microsandbox-go/microsandbox/internal/records"
+	"github.com/microsandbox-go/microsandbox/internal/version"
+)
+
+// Statuses of a sandbox record. "creating" and "starting" are the creator's;
+// whatever a record says, a sandbox whose lock is free does not live.
+const (
+	StatusCreating = "creating"
+	StatusStarting = "starting"
+	StatusRunning  = "running"
+	StatusDraining = "draining"
+	StatusStopped  = "stopped"
+	StatusCrashed  = "crashed"
+)
+
+// Main is the entry of `msb supervise`; agent is the guest agent built into msb.
+// Its descriptors are fdRequest and following; it is started by Launch only.
+func Main(agent []byte) int {
+	for fd := fdRequest; fd <= fdLifeline; fd++ {
+		unix.CloseOnExec(fd)
+	}
+	statusFile := os.NewFile(fdStatus, "status")
+	if statusFile == nil {
+		fmt.Fprintln(os.Stderr, "msb supervise: started by hand; use msb create or msb start")
+		return 2
+	}
+	out := json.NewEncoder(statusFile)
+	if out.Encode(status{Version: version.Version}) != nil {
+		return 1
+	}
+	s, attached, err := receive(agent)
+	if err != nil {
+		_ = out.Encode(status{Failure: newFailure(err)})
+		return 1
+	}
+	return s.main(attached, out, statusFile)
+}
+
+// receive reads the request of the creator.
+func receive(agent []byte) (*supervisor, bool, error) {
+	var req request
+	f := os.NewFile(fdRequest, "request")
+	err := json.NewDecoder(io.LimitReader(f, 16<<20)).Decode(&req)
+	f.Close()
+	if err != nil {
+		return nil, false, errdefs.Wrap(errdefs.Internal, err, "supervisor request")
+	}
+	if req.Version != version.Version {
+		return nil, false, errdefs.New(errdefs.LibraryNotLoaded, "msb is version %s, the program that started it is %s", version.Version, req.Version).
+			WithHint("install the msb of the same release, or point MSB_PATH at it")
+	}
+	msb, err := os.Executable()
+	if err != nil {
+		return nil, false, err
+	}
+	s := &supervisor{
+		h: home.Dir(req.Home), cfg: req.Config, msb: msb, agent: agent,
+		lock: os.NewFile(fdLock, "lock"), began: time.Now(),
+		stop: make(chan stopRequest, 1), state: StatusStarting, attached: req.Attached,
+	}
+	return s, req.Attached, nil
+}
+
+// main runs the sandbox to its end and records how it ended.
+func (s *supervisor) main(attached bool, out *json.Encoder, statusFile *os.File) int {
+	lifeline := s.watchLifeline(attached)
+	log, err := openOutputLog(s.logPath(""))
+	if err != nil {
+		_ = out.Encode(status{Failure: newFailure(err)})
+		return 1
+	}
+	s.log = log
+	defer log.close()
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() { // a creator that dies during the boot ends it
+		<-lifeline
+		cancel()
+	}()
+	if err := s.start(ctx, func(step string) { _ = out.Encode(status{Step: step}) }); err != nil {
+		s.tearDown()
+		_ = out.Encode(status{Failure: newFailure(err)})
+		return 1
+	}
+	s.setState(StatusRunning)
+	s.record(StatusRunning, "")
+	if out.Encode(status{Ready: true}) != nil && attached {
+		cancel()
+	}
+	statusFile.Close()
+
+	crash := s.wait(lifeline)
+	s.tearDown()
+	s.finish(crash)
+	return 0
+}
+
+// finish records the end; an ephemeral sandbox leaves nothing.
+func (s *supervisor) finish(crash string) {
+	if s.cfg.Ephemeral {
+		if err := s.forget(); err != nil {
+			fmt.Fprintln(os.Stderr, "msb supervise: remove ephemeral sandbox:", err)
+		}
+		return
+	}
+	if crash != "" {
+		s.log.system("crashed: " + crash)
+		s.record(StatusCrashed, crash)
+		return
+	}
+	s.record(StatusStopped, "")
+}
+
+// record stores a status. A database that cannot be written changes nothing for
+// the sandbox: its state is derived from its lock.
+func (s *supervisor) record(status, cause string) {
+	err := s.withDB(func(ctx context.Context, db *records.DB) error {
+		return db.UpdateSandbox(ctx, s.cfg.ID, status, cause, nil)
+	})
+	if err != nil && !errdefs.Is(err, errdefs.SandboxNotFound) {
+		s.log.system(fmt.Sprintf("record %s: %v", status, err))
+	}
+}
+
+func (s *supervisor) forget() error {
+	err := s.withDB(func(ctx context.Context, db *records.DB) error { return db.DeleteSandbox(ctx, s.cfg.ID) })
+	if err != nil && !errdefs.Is(err, errdefs.SandboxNotFound) {
+		return err
+	}
+	return os.RemoveAll(s.h.Sandbox(s.cfg.Name))
+}
+
+func (s *supervisor) withDB(do func(context.Context, *records.DB) error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	db, err := records.Open(ctx, s.h)
+	if err != nil {
+		return err
+	}
+	return errors.Join(do(ctx, db), db.Close())
+}
+
+// watchLifeline returns a channel that closes when the creator of an attached
+// sandbox has gone without detaching it. The creator holds the only write end
+// of the pipe; the byte 'd' detaches.
+func (s *supervisor) watchLifeline(attached bool) <-chan struct{} {
+	gone := make(chan struct{})
+	if !attached {
+		return gone
+	}
+	go func() {
+		f := os.NewFile(fdLifeline, "lifeline")
+		defer f.Close()
+		if b, err := bufio.NewReader(f).ReadByte(); err == nil && b == 'd' {
+			s.mu.Lock()
+			s.attached = false
+			s.mu.Unlock()
+			return
+		}
+		close(gone)
+	}()
+	return gone
+}
+
+func asError(err error, target **errdefs.Error) bool { return errors.As(err, target) }
+func isBusy(err error) bool                          { return errors.Is(err, errdefs.ErrVolumeInUse) }

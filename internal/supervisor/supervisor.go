@@ -1,0 +1,377 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/microsandbox-go/microsandbox/internal/agentproto"
+	"github.com/microsandbox-go/microsandbox/internal/failpoint"
+	"github.com/microsandbox-go/microsandbox/internal/fileserver"
+	"github.com/microsandbox-go/microsandbox/internal/home"
+	"github.com/microsandbox-go/microsandbox/internal/kernel"
+	"github.com/microsandbox-go/microsandbox/internal/mount"
+	"github.com/microsandbox-go/microsandbox/internal/vmm"
+)
+
+// Sockets in a sandbox's run directory.
+const (
+	AgentSocket   = "agent.sock"
+	ControlSocket = "control.sock"
+)
+
+// Serials of the disks that make the guest's root.
+const (
+	serialRoot  = "msb-root"
+	serialUpper = "msb-upper"
+)
+
+// UpperFile is the sandbox's own writable layer in its directory.
+const UpperFile = "upper.ext4"
+
+// Times of the stop sequence.
+const (
+	defaultBootTimeout = 60 * time.Second
+	lifelineGrace      = time.Second     // a creator that died leaves at most 2 s until every lock is free
+	fileServerGrace    = time.Second     // to end by itself once the VMM has gone
+	goodbyeGrace       = 2 * time.Second // from the agent's goodbye to the VMM's exit
+)
+
+var (
+	pointLocked  = failpoint.New("supervisor.locked")
+	pointMounted = failpoint.New("supervisor.opened-mounts")
+	pointServed  = failpoint.New("supervisor.started-file-server")
+	pointStarted = failpoint.New("supervisor.started-vmm")
+	pointReady   = failpoint.New("supervisor.ready")
+)
+
+// supervisor runs one sandbox from start to end.
+type supervisor struct {
+	h     home.Dir
+	cfg   Config
+	msb   string // path of this program
+	agent []byte // the guest agent built into it
+	lock  *os.File
+
+	spawn    spawner
+	log      *outputLog
+	plan     *mount.Plan
+	files    *fileserver.Process // nil without virtiofs mounts
+	vmShares []vmm.Share
+	machine  vmm.Machine
+	link     *os.File
+	relay    *relay
+	runDir   string
+	undo     []func() // in reverse order at the end
+	began    time.Time
+	bootNS   int64
+
+	stop chan stopRequest
+
+	mu       sync.Mutex
+	attached bool   // guarded by mu
+	state    string // guarded by mu
+}
+
+// stopRequest asks for the end of the sandbox; the first one counts.
+type stopRequest struct {
+	why   string
+	grace time.Duration // 0: kill
+}
+
+func (s *supervisor) logPath(name string) string {
+	return filepath.Join(s.h.Sandbox(s.cfg.Name), "logs", name)
+}
+
+func (s *supervisor) bootTimeout() time.Duration {
+	if s.cfg.BootTimeout > 0 {
+		return s.cfg.BootTimeout
+	}
+	return defaultBootTimeout
+}
+
+// start brings the sandbox up in named steps; whatever fails, the caller runs
+// tearDown. report is called with the name of each step.
+func (s *supervisor) start(ctx context.Context, report func(step string)) error {
+	steps := []struct {
+		name string
+		do   func(context.Context) error
+		hit  failpoint.Point
+	}{
+		{"mounts", s.openMounts, pointMounted},
+		{"fileserver", s.startFileServer, pointServed},
+		{"boot", s.startMachine, pointStarted},
+		{"agent", s.bootGuest, failpoint.Point{}},
+		{"listen", s.listen, pointReady},
+	}
+	if err := pointLocked.Hit(); err != nil {
+		return err
+	}
+	for _, step := range steps {
+		report(step.name)
+		if err := step.do(ctx); err != nil {
+			return err
+		}
+		if err := step.hit.Hit(); err != nil {
+			return err
+		}
+	}
+	s.bootNS = time.Since(s.began).Nanoseconds()
+	return nil
+}
+
+func (s *supervisor) openMounts(ctx context.Context) error {
+	plan, err := openPlan(ctx, s.h, &s.cfg)
+	if err != nil {
+		return err
+	}
+	s.plan = plan
+	s.undo = append(s.undo, func() { plan.Close() })
+	return nil
+}
+
+func (s *supervisor) startFileServer(ctx context.Context) error {
+	if len(s.plan.Shares) == 0 {
+		return nil
+	}
+	log, err := s.openLog(SupervisorLog)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	conns := make([]*os.File, 0, len(s.plan.Shares))
+	defer func() { closeAll(conns) }()
+	for _, share := range s.plan.Shares {
+		front, back, err := socketPair(share.Tag)
+		if err != nil {
+			return err
+		}
+		conns = append(conns, back)
+		s.vmShares = append(s.vmShares, vmm.Share{Tag: share.Tag, Conn: front})
+	}
+	p, err := fileserver.Start(ctx, fileserver.Options{
+		MSB: s.msb, ID: s.cfg.ID, Shares: s.plan.Shares, Conns: conns,
+		Inherit: s.plan.ShareLocks, Log: log, Spawn: s.spawn.start,
+	})
+	if err != nil {
+		return err
+	}
+	s.files = p
+	s.undo = append(s.undo, func() {
+		p.Kill()
+		<-p.Done()
+	})
+	return nil
+}
+
+func (s *supervisor) startMachine(ctx context.Context) error {
+	k, err := kernel.Find(s.h, s.agent)
+	if err != nil {
+		return err
+	}
+	cfg, opened, err := s.machineConfig(k)
+	defer closeAll(opened)
+	if err != nil {
+		return err
+	}
+	m, err := newMachine(s, cfg)
+	if err != nil {
+		return err
+	}
+	s.machine = m
+	if err := m.Start(ctx); err != nil {
+		return err
+	}
+	s.undo = append(s.undo, func() {
+		m.Kill()
+		<-m.Done()
+	})
+	return nil
+}
+
+// bootGuest waits for the agent. The link is closed when the deadline passes or
+// the machine or file server ends, which ends the exchange.
+func (s *supervisor) bootGuest(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, s.bootTimeout())
+	defer cancel()
+	answered := make(chan struct{})
+	watcher := make(chan struct{})
+	go func() {
+		defer close(watcher)
+		select {
+		case <-answered:
+			return
+		case <-ctx.Done():
+		case <-s.machine.Done():
+		case <-s.filesDone():
+		}
+		s.link.Close()
+	}()
+	in := agentproto.NewReader(s.link, agentproto.MaxLinkFrame)
+	ready, err := handshake(s.link, in, bootMessage(&s.cfg, s.plan.Guest))
+	close(answered)
+	<-watcher
+	if err != nil {
+		return s.bootError(ctx, err)
+	}
+	s.machine.AgentReady()
+	s.relay = newRelay(s.link, s.log)
+	s.relay.ready = ready
+	go s.relay.run(in)
+	return nil
+}
+
+func (s *supervisor) listen(context.Context) error {
+	dir, err := s.h.EnsureRun(s.cfg.ID)
+	if err != nil {
+		return err
+	}
+	s.runDir = dir
+	s.undo = append(s.undo, func() { os.RemoveAll(dir) })
+	for name, serve := range map[string]func(net.Listener){AgentSocket: s.relay.serve, ControlSocket: s.serveControl} {
+		path := filepath.Join(dir, name)
+		os.Remove(path)
+		l, err := net.Listen("unix", path)
+		if err != nil {
+			return err
+		}
+		s.undo = append(s.undo, func() { l.Close() })
+		go serve(l)
+	}
+	return nil
+}
+
+// filesDone is closed when the file server has ended; without one it never is.
+func (s *supervisor) filesDone() <-chan struct{} {
+	if s.files == nil {
+		return nil
+	}
+	return s.files.Done()
+}
+
+// wait returns why the sandbox ended: "" for a clean stop.
+func (s *supervisor) wait(lifeline <-chan struct{}) (crash string) {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	defer signal.Stop(signals)
+	select {
+	case r := <-s.stop:
+		s.stopGuest(r)
+	case <-lifeline:
+		s.stopGuest(stopRequest{why: "creator gone", grace: lifelineGrace})
+	case <-signals:
+		s.stopGuest(stopRequest{why: "signal", grace: lifelineGrace})
+	case <-s.filesDone():
+		return "file server gone" + suffix(s.files.Err())
+	case <-s.machine.Done():
+		return s.machineEnd()
+	case <-s.relay.done:
+		return s.linkEnd()
+	}
+	return ""
+}
+
+// linkEnd decides between a guest that powers itself off, one that panics and
+// an agent that broke the protocol: the machine ends by itself in the first two.
+func (s *supervisor) linkEnd() string {
+	select {
+	case <-s.machine.Done():
+		return s.machineEnd()
+	case <-time.After(goodbyeGrace):
+		return "agent gone" + suffix(s.relay.err)
+	}
+}
+
+// machineEnd names the end of a machine nobody asked to stop.
+func (s *supervisor) machineEnd() string {
+	e := s.machine.Exit()
+	if e.Reason == "guest-shutdown" && s.saidGoodbye() {
+		return ""
+	}
+	switch {
+	case e.Reason == "guest-reset" || e.Reason == "guest-panic":
+		return "guest kernel panic or agent gone"
+	case e.Reason == "guest-shutdown":
+		return "guest powered off without goodbye"
+	case e.Detail != "":
+		return "vmm gone: " + e.Detail
+	}
+	return "vmm gone: " + e.Status
+}
+
+func (s *supervisor) saidGoodbye() bool {
+	select {
+	case <-s.relay.goodbye:
+		return true
+	default:
+		return false
+	}
+}
+
+// stopGuest asks the guest to power off and waits for it within the grace; a
+// guest that does not is ended by the caller.
+func (s *supervisor) stopGuest(r stopRequest) {
+	s.setState("draining")
+	s.log.system("stopping: " + r.why)
+	s.machine.Stopping()
+	if r.grace <= 0 {
+		return
+	}
+	if err := s.relay.stopGuest(); err != nil && !errors.Is(err, net.ErrClosed) {
+		return
+	}
+	select {
+	case <-s.machine.Done():
+	case <-time.After(r.grace):
+		s.log.system(fmt.Sprintf("guest did not stop within %s: killed", r.grace))
+	}
+}
+
+// tearDown ends what is left, in reverse order of its making. It is safe after
+// any failed step.
+func (s *supervisor) tearDown() {
+	if s.machine != nil {
+		s.machine.Kill()
+		<-s.machine.Done()
+	}
+	if s.files != nil {
+		select {
+		case <-s.files.Done():
+		case <-time.After(fileServerGrace):
+		}
+	}
+	for i := len(s.undo) - 1; i >= 0; i-- {
+		s.undo[i]()
+	}
+	s.undo = nil
+	if s.relay != nil {
+		s.relay.close(nil)
+		<-s.relay.done
+	}
+}
+
+func (s *supervisor) setState(state string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.state = state
+}
+
+func suffix(err error) string {
+	if err == nil {
+		return ""
+	}
+	return ": " + err.Error()
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}
