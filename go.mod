@@ -1,6 +1,6 @@
 module github.com/microsandbox-go/microsandbox
 
-go 1.26
+go 1.26.8
 
 require (
 	github.com/Microsoft/hcsshim v0.15.0
