@@ -1,0 +1,207 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/microsandbox-go/microsandbox/internal/agentclient"
+	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/records"
+	"github.com/microsandbox-go/microsandbox/internal/supervisor"
+)
+
+// Running is a sandbox that lived when it was returned: made or started here, or
+// found by name.
+type Running struct {
+	st     *Store
+	cfg    supervisor.Config
+	handle *supervisor.Handle // nil when found by name
+}
+
+// Config returns the sandbox's definition.
+func (r *Running) Config() supervisor.Config { return r.cfg }
+
+// Owned reports whether the sandbox ends with this process.
+func (r *Running) Owned() bool { return r.handle != nil }
+
+// Dial connects to the guest's agent.
+func (r *Running) Dial(ctx context.Context) (*agentclient.Conn, error) {
+	c, err := agentclient.Dial(ctx, filepath.Join(r.st.h.Run(r.cfg.ID), supervisor.AgentSocket))
+	var e *errdefs.Error
+	if errors.As(err, &e) {
+		e.Msg = "sandbox \"" + r.cfg.Name + "\": " + e.Msg
+	}
+	return c, err
+}
+
+// Detach lets the sandbox outlive this process.
+func (r *Running) Detach() error {
+	if r.handle == nil {
+		return nil
+	}
+	err := r.handle.Detach()
+	r.handle = nil
+	return err
+}
+
+// Release ends the sandbox if it is attached to this process, without waiting.
+func (r *Running) Release() {
+	if r.handle != nil {
+		r.handle.Release()
+	}
+}
+
+// Live asks the supervisor about the sandbox.
+func (r *Running) Live(ctx context.Context) (*supervisor.Live, error) {
+	return supervisor.Query(ctx, r.st.h, r.cfg.ID)
+}
+
+// Connect returns a running sandbox by name. Errors: SandboxNotFound,
+// SandboxNotRunning with the present status.
+func (st *Store) Connect(ctx context.Context, name string) (*Running, error) {
+	i, err := st.Get(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	if i.Status != supervisor.StatusRunning {
+		return nil, notRunning(i)
+	}
+	return &Running{st: st, cfg: i.Config}, nil
+}
+
+func notRunning(i *Info) error {
+	state := i.Status
+	if i.Cause != "" {
+		state += " (" + i.Cause + ")"
+	}
+	return errdefs.New(errdefs.SandboxNotRunning, "sandbox %q is not running: %s", i.Name, state).
+		WithHint("msb start %s", i.Name)
+}
+
+// StartOptions say how a stopped sandbox is started again.
+type StartOptions struct {
+	Detached bool
+	Progress func(Progress)
+}
+
+// Start boots a stopped or crashed sandbox again, with its mounts. Its named
+// volumes must be the ones it was created with.
+//
+// Errors: SandboxNotFound, SandboxStillRunning, VolumeNotFound and what a boot
+// can fail with; the sandbox stays stopped then.
+func (st *Store) Start(ctx context.Context, name string, o StartOptions) (*Running, error) {
+	msb, err := FindRuntime(st.h)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := st.Get(ctx, name); err != nil {
+		return nil, err
+	}
+	lock, err := st.lock(name)
+	if errors.Is(err, supervisor.ErrLocked) {
+		return nil, errdefs.New(errdefs.SandboxStillRunning, "sandbox %q is running already", name).WithHint("msb exec %s -- COMMAND", name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	i, err := st.Get(ctx, name) // again, under the lock
+	if err != nil {
+		lock.Close()
+		return nil, err
+	}
+	l := &launch{st: st, spec: &Spec{Name: name, Detached: o.Detached, Progress: o.Progress}, msb: msb, lock: lock, cfg: i.Config}
+	l.undo = append(l.undo, func(context.Context) { lock.Close() })
+	if i.Config.ID == "" {
+		return nil, l.fail(errdefs.New(errdefs.SandboxNotFound, "sandbox %q was never completed", name).WithHint("msb rm %s", name))
+	}
+	if err := st.update(ctx, i.ID, supervisor.StatusStarting, "", nil); err != nil {
+		return nil, l.fail(err)
+	}
+	l.undo = append(l.undo, func(ctx context.Context) {
+		_ = st.update(ctx, i.ID, supervisor.StatusStopped, "", nil)
+	})
+	run, err := l.boot(ctx)
+	if err != nil {
+		return nil, l.fail(err)
+	}
+	return run, nil
+}
+
+// Stop asks the guest to power off and kills it after grace; with no grace it
+// is killed at once. It returns when the sandbox is gone and every lock of it
+// is free. Errors: SandboxNotFound, SandboxNotRunning.
+func (st *Store) Stop(ctx context.Context, name string, grace time.Duration) error {
+	i, err := st.Get(ctx, name)
+	if err != nil {
+		return err
+	}
+	if i.Status != supervisor.StatusRunning && i.Status != supervisor.StatusDraining {
+		return notRunning(i)
+	}
+	if err := supervisor.RequestStop(ctx, st.h, i.ID, grace); err != nil {
+		if held, lerr := supervisor.Locked(st.h, name); lerr != nil || held {
+			return err
+		}
+		return nil // it ended meanwhile
+	}
+	return st.WaitGone(ctx, name)
+}
+
+// WaitGone returns when nobody holds the sandbox.
+func (st *Store) WaitGone(ctx context.Context, name string) error {
+	pause := time.Millisecond
+	for {
+		held, err := supervisor.Locked(st.h, name)
+		if err != nil || !held {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(pause):
+			pause = min(2*pause, 20*time.Millisecond)
+		}
+	}
+}
+
+// Remove deletes a sandbox that does not run: record, writable layer, logs.
+// Volumes stay. Errors: SandboxNotFound, SandboxStillRunning.
+func (st *Store) Remove(ctx context.Context, name string) error {
+	if err := ValidateName(name); err != nil {
+		return err
+	}
+	if _, err := st.Get(ctx, name); err != nil {
+		return err
+	}
+	lock, err := st.lock(name)
+	if errors.Is(err, supervisor.ErrLocked) {
+		return errdefs.New(errdefs.SandboxStillRunning, "sandbox %q is running", name).
+			WithHint("msb stop %s first, or msb rm --force %s", name, name)
+	}
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	err = st.withDB(ctx, func(db *records.DB) error {
+		rec, err := db.SandboxByName(ctx, name)
+		if err != nil {
+			return err
+		}
+		os.RemoveAll(st.h.Run(rec.ID))
+		return db.DeleteSandbox(ctx, rec.ID)
+	})
+	if err != nil {
+		return err
+	}
+	if err := os.RemoveAll(st.h.Sandbox(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return errdefs.Wrap(errdefs.IO, err, "directory of sandbox %q", name)
+	}
+	return nil
+}
+
+// LogDir is where a sandbox's logs are.
+func (st *Store) LogDir(name string) string { return filepath.Join(st.h.Sandbox(name), "logs") }

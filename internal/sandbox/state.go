@@ -1,0 +1,193 @@
+package sandbox
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/records"
+	"github.com/microsandbox-go/microsandbox/internal/supervisor"
+)
+
+// supervisorGone is the cause of a crash that nobody lived to record.
+const supervisorGone = "supervisor gone"
+
+// Info is a sandbox as a reader sees it: its record, and the status its lock says.
+type Info struct {
+	ID, Name, Image      string
+	Status               string // running, stopped, crashed, draining, starting
+	Cause                string // of a crash
+	Config               supervisor.Config
+	CreatedAt, UpdatedAt time.Time
+}
+
+// Get returns a sandbox. Errors: SandboxNotFound.
+func (st *Store) Get(ctx context.Context, name string) (*Info, error) {
+	db, err := records.OpenReader(ctx, st.h)
+	if err != nil {
+		return nil, err
+	}
+	defer db.Close()
+	rec, err := db.SandboxByName(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return st.info(rec)
+}
+
+// List returns a page of sandboxes, newest first, and where the next one begins.
+func (st *Store) List(ctx context.Context, f records.SandboxFilter) ([]*Info, string, error) {
+	db, err := records.OpenReader(ctx, st.h)
+	if err != nil {
+		return nil, "", err
+	}
+	defer db.Close()
+	recs, next, err := db.ListSandboxes(ctx, f)
+	if err != nil {
+		return nil, "", err
+	}
+	out := make([]*Info, 0, len(recs))
+	for _, rec := range recs {
+		info, err := st.info(rec)
+		if err != nil {
+			return nil, "", err
+		}
+		out = append(out, info)
+	}
+	return out, next, nil
+}
+
+// info derives the status: a record that says alive is believed only while the
+// sandbox's lock is held.
+func (st *Store) info(rec *records.Sandbox) (*Info, error) {
+	i := &Info{
+		ID: rec.ID, Name: rec.Name, Image: rec.Image, Status: rec.Status, Cause: rec.LastError,
+		CreatedAt: rec.CreatedAt, UpdatedAt: rec.UpdatedAt,
+	}
+	if len(rec.Config) > 0 {
+		if err := json.Unmarshal(rec.Config, &i.Config); err != nil {
+			return nil, errdefs.Wrap(errdefs.Internal, err, "definition of sandbox %q", rec.Name)
+		}
+	}
+	if !alive(rec.Status) {
+		return i, nil
+	}
+	held, err := supervisor.Locked(st.h, rec.Name)
+	if err != nil {
+		return nil, errdefs.Wrap(errdefs.IO, err, "lock of sandbox %q", rec.Name)
+	}
+	if !held {
+		i.Status, i.Cause = supervisor.StatusCrashed, supervisorGone
+	} else if rec.Status == supervisor.StatusCreating {
+		i.Status = supervisor.StatusStarting
+	}
+	return i, nil
+}
+
+// alive reports whether a recorded status claims a living sandbox.
+func alive(status string) bool {
+	switch status {
+	case supervisor.StatusCreating, supervisor.StatusStarting, supervisor.StatusRunning, supervisor.StatusDraining:
+		return true
+	}
+	return false
+}
+
+// isDeadEphemeral reports whether a record is one of an ephemeral sandbox whose
+// supervisor died before it could remove it. The caller holds its lock.
+func isDeadEphemeral(rec *records.Sandbox) bool {
+	var c supervisor.Config
+	return alive(rec.Status) && len(rec.Config) > 0 && json.Unmarshal(rec.Config, &c) == nil && c.Ephemeral
+}
+
+// Settle stores what dead supervisors and creators could not: records that claim
+// a living sandbox whose lock is free become crashed, half-made and ephemeral
+// ones go. Every mutating command calls it; a failure is the caller's to ignore.
+func (st *Store) Settle(ctx context.Context) error {
+	return st.withDB(ctx, func(db *records.DB) error {
+		recs, _, err := db.ListSandboxes(ctx, records.SandboxFilter{})
+		if err != nil {
+			return err
+		}
+		var errs []error
+		for _, rec := range recs {
+			if alive(rec.Status) {
+				errs = append(errs, st.settle(ctx, db, rec))
+			}
+		}
+		return errors.Join(errs...)
+	})
+}
+
+func (st *Store) settle(ctx context.Context, db *records.DB, rec *records.Sandbox) error {
+	lock, err := st.lock(rec.Name)
+	if errors.Is(err, supervisor.ErrLocked) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	now, err := db.SandboxByName(ctx, rec.Name) // read again under the lock
+	if errdefs.Is(err, errdefs.SandboxNotFound) {
+		return os.RemoveAll(st.h.Sandbox(rec.Name))
+	}
+	if err != nil || now.ID != rec.ID || !alive(now.Status) {
+		return err
+	}
+	os.RemoveAll(st.h.Run(rec.ID))
+	if now.Status == supervisor.StatusCreating || isDeadEphemeral(now) {
+		if err := db.DeleteSandbox(ctx, rec.ID); err != nil {
+			return err
+		}
+		return os.RemoveAll(st.h.Sandbox(rec.Name))
+	}
+	return db.UpdateSandbox(ctx, rec.ID, supervisor.StatusCrashed, supervisorGone, nil)
+}
+
+// lock takes a sandbox's lock, making its directory if need be.
+func (st *Store) lock(name string) (*os.File, error) {
+	if err := os.MkdirAll(st.h.Sandbox(name), 0o700); err != nil {
+		return nil, errdefs.Wrap(errdefs.IO, err, "directory of sandbox %q", name)
+	}
+	return supervisor.Lock(st.h, name)
+}
+
+// freshDir empties a sandbox's directory but for its lock, which the caller
+// holds, and makes the logs directory.
+func (st *Store) freshDir(name string) error {
+	dir := st.h.Sandbox(name)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Name() != "lock" {
+			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return os.Mkdir(filepath.Join(dir, "logs"), 0o700)
+}
+
+// forget removes a record and its directory; the caller holds the lock.
+func (st *Store) forget(ctx context.Context, id, name string) {
+	err := st.withDB(ctx, func(db *records.DB) error { return db.DeleteSandbox(ctx, id) })
+	if err == nil || errdefs.Is(err, errdefs.SandboxNotFound) {
+		os.RemoveAll(st.h.Sandbox(name))
+		os.RemoveAll(st.h.Run(id))
+	}
+}
+
+func (st *Store) withDB(ctx context.Context, do func(*records.DB) error) error {
+	db, err := records.Open(ctx, st.h)
+	if err != nil {
+		return err
+	}
+	return errors.Join(do(db), db.Close())
+}
