@@ -33,9 +33,21 @@ type Request struct {
 	Out   [][]byte // device-writable segments, in guest memory
 	State any      // what StateMaker.NewState returned for this queue
 
-	q      *queue
-	ticket ticket
-	iov    *iovecs
+	// Flush may be set by Serve to have this completion and the ones before it
+	// published at once: for requests that took long compared with a wake-up,
+	// so that their replies do not wait for the requests behind them.
+	Flush bool
+
+	q        *queue
+	ticket   ticket
+	iov      *iovecs
+	complete func(n int) // of a request made by NewRequest
+}
+
+// NewRequest makes a request without a ring, of ordinary memory, to drive a
+// Handler in a test. complete is called if it is detached and completed.
+func NewRequest(queue int, in, out [][]byte, state any, complete func(n int)) *Request {
+	return &Request{Queue: queue, In: in, Out: out, State: state, complete: complete}
 }
 
 // InLen returns the number of device-readable bytes.
@@ -56,10 +68,11 @@ func (r *Request) CopyOut(src []byte) int { return scatter(r.Out, src) }
 // while another goroutine works on it. The guest memory it points to stays
 // mapped until Complete.
 func (r *Request) Detach() *Detached {
-	d := &Detached{In: r.In, Out: r.Out, q: r.q, ticket: r.ticket, iov: r.iov}
-	r.iov = nil
+	d := &Detached{In: r.In, Out: r.Out, q: r.q, ticket: r.ticket, iov: r.iov, complete: r.complete}
 	if r.q != nil {
-		r.q.detached(r)
+		r.iov = nil
+		r.ticket.mem.retain()
+		r.ticket.life.outstanding.Add(1)
 	}
 	return d
 }
@@ -72,6 +85,8 @@ type Detached struct {
 	ticket ticket
 	iov    *iovecs
 	done   atomic.Bool
+
+	complete func(n int)
 }
 
 // CopyOut is Request.CopyOut for a detached request. It survives guest memory
@@ -89,6 +104,8 @@ func (d *Detached) Complete(n int) {
 	}
 	if d.q != nil {
 		d.q.completeDetached(d, n)
+	} else if d.complete != nil {
+		d.complete(n)
 	}
 	d.In, d.Out = nil, nil
 }
@@ -98,7 +115,7 @@ func (d *Detached) Complete(n int) {
 func guardFault(old bool, n *int) {
 	debug.SetPanicOnFault(old)
 	if p := recover(); p != nil {
-		if !isFault(p) {
+		if !isFault(p, nil) {
 			panic(p)
 		}
 		*n = 0
@@ -106,13 +123,14 @@ func guardFault(old bool, n *int) {
 }
 
 // isFault reports whether p is the panic of an unexpected memory fault at a
-// known address, as debug.SetPanicOnFault makes of SIGBUS and SIGSEGV.
-func isFault(p any) bool {
-	_, ok := p.(interface {
+// known address, as debug.SetPanicOnFault makes of SIGBUS and SIGSEGV, and,
+// unless m is nil, whether the address is guest memory.
+func isFault(p any, m *memory) bool {
+	f, ok := p.(interface {
 		error
 		Addr() uintptr
 	})
-	return ok
+	return ok && (m == nil || m.contains(f.Addr()))
 }
 
 func totalLen(v [][]byte) int {
