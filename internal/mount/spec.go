@@ -162,6 +162,12 @@ func (s *Spec) creates() bool {
 	return s.Kind == KindNamed && normalMode(s.Named.Mode) != ModeExisting
 }
 
+// servesDirectory reports whether a resolved mount is a host directory, served
+// by the file server.
+func (s *Spec) servesDirectory() bool {
+	return s.Kind == KindBind || s.Kind == KindNamed && s.Resolved.VolumeKind == VolumeDir
+}
+
 // parentsFirst sorts mounts so that each follows all mounts that contain its
 // guest path: by depth, then by path.
 func parentsFirst(specs []Spec) []Spec {

@@ -66,8 +66,7 @@ func (v *validator) checkTogether(s *Spec) error {
 		disk := normalVolumeKind(s.Named.Kind) == VolumeDisk
 		before, seen := v.volumes[s.Source]
 		if seen && (disk || before) {
-			return invalid(s, "disk volume %q is mounted twice in one sandbox", s.Source).
-				WithHint("an ext4 image has one mount at a time; use a directory volume to mount it twice")
+			return diskTwice(s)
 		}
 		v.volumes[s.Source] = disk || before
 	}
@@ -319,7 +318,7 @@ func checkNamed(s *Spec) error {
 			return invalid(s, "a disk volume needs a size").WithHint("set the size in MiB")
 		}
 	}
-	return checkLabels(s)
+	return checkVolumeSpec(s)
 }
 
 // creationMetadata names the first field that only makes sense for a volume
@@ -361,4 +360,10 @@ func validFstype(t string) bool {
 		return false
 	}
 	return !strings.ContainsFunc(t, func(r rune) bool { return r <= ' ' || r == 0x7f || strings.ContainsRune(",;:=", r) })
+}
+
+// diskTwice refuses a second mount of one disk volume.
+func diskTwice(s *Spec) error {
+	return invalid(s, "disk volume %q is mounted twice in one sandbox", s.Source).
+		WithHint("an ext4 image has one mount at a time; use a directory volume to mount it twice")
 }

@@ -1,0 +1,54 @@
+package main
+
+import (
+	"fmt"
+	"math"
+	"math/big"
+	"strings"
+)
+
+// parseMiB parses a size on the command line into whole mebibytes: a bare
+// number is MiB, "512M" too, "1G" and "1.5G" are gibibytes. Less than a MiB of a
+// fraction is cut off. Other units are refused, for 1K could mean much.
+func parseMiB(text string) (uint32, error) {
+	number, unit := text, uint64(1)
+	fraction := false
+	switch {
+	case strings.HasSuffix(text, "G"), strings.HasSuffix(text, "g"):
+		number, unit, fraction = text[:len(text)-1], 1024, true
+	case strings.HasSuffix(text, "M"), strings.HasSuffix(text, "m"):
+		number = text[:len(text)-1]
+	}
+	if !isDecimal(number, fraction) {
+		return 0, fmt.Errorf("%q is not a size: a number of MiB, 512M, 1G or 1.5G", text)
+	}
+	r, ok := new(big.Rat).SetString(number)
+	if !ok {
+		return 0, fmt.Errorf("%q is not a size", text)
+	}
+	r.Mul(r, new(big.Rat).SetUint64(unit))
+	mib := new(big.Int).Quo(r.Num(), r.Denom())
+	if !mib.IsUint64() || mib.Uint64() > math.MaxUint32 {
+		return 0, fmt.Errorf("size %q is too large: at most %d MiB", text, uint32(math.MaxUint32))
+	}
+	return uint32(mib.Uint64()), nil
+}
+
+// maxDigits keeps the arithmetic small whatever is typed.
+const maxDigits = 40
+
+// isDecimal accepts digits and, if fraction, one point with digits around it.
+func isDecimal(s string, fraction bool) bool {
+	if len(s) > maxDigits {
+		return false
+	}
+	whole, part, point := strings.Cut(s, ".")
+	if point && (!fraction || !isDigits(part)) {
+		return false
+	}
+	return isDigits(whole)
+}
+
+func isDigits(s string) bool {
+	return s != "" && strings.Trim(s, "0123456789") == ""
+}
