@@ -35,7 +35,7 @@ const fetchAttempts = 5
 // After a crash the blob is absent or complete.
 func (s *Store) putBlob(ctx context.Context, d digest, size int64, fetch fetchFunc, report func(int64)) error {
 	making := s.blobPath(d) + partialSuffix
-	f, err := takeMaking(ctx, making, s.blobPath(d))
+	f, err := takeMaking(ctx, making, func() bool { return s.hasBlob(d) })
 	if err != nil || f == nil {
 		if err == nil && report != nil {
 			report(size)
@@ -57,6 +57,11 @@ func (s *Store) putBlob(ctx context.Context, d digest, size int64, fetch fetchFu
 		return errdefs.Wrap(errdefs.IO, err, "blob %s", d)
 	}
 	return blobFinished.Hit()
+}
+
+func (s *Store) hasBlob(d digest) bool {
+	_, err := os.Stat(s.blobPath(d))
+	return err == nil
 }
 
 // putBytes stores a small blob that is in memory.

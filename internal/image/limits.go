@@ -6,7 +6,8 @@ import (
 
 // limits bound what an archive of a stranger can make us do. Tests lower them.
 type limits struct {
-	entries    int   // tar entries over all layers
+	entries    int   // tar entries over all layers, and names they imply
+	meta       int64 // bytes of names, link targets and attributes held in memory
 	path       int   // bytes of one path, as resolved
 	target     int   // bytes of one symbolic link
 	layers     int   // layers of one image
@@ -19,6 +20,7 @@ type limits struct {
 
 var defaultLimits = limits{
 	entries:    1_000_000,
+	meta:       256 << 20,
 	path:       4096,
 	target:     4095,
 	layers:     128,

@@ -60,19 +60,19 @@ func tryLockPath(path string, how int) (*os.File, error) {
 	return f, nil
 }
 
-// takeMaking locks the file in which the object at final is being made, and
-// returns nil, nil when somebody finished it meanwhile. The file that a killed
-// maker left is returned with its content.
-func takeMaking(ctx context.Context, making, final string) (*os.File, error) {
+// takeMaking locks the file in which an object is being made, and returns nil,
+// nil when ready says that somebody finished it meanwhile. The file that a
+// killed maker left is returned with its content.
+func takeMaking(ctx context.Context, making string, ready func() bool) (*os.File, error) {
 	for {
-		if _, err := os.Stat(final); err == nil {
+		if ready() {
 			return nil, nil
 		}
 		f, err := lockPath(ctx, making, unix.LOCK_EX)
 		if err != nil {
 			return nil, err
 		}
-		if !replaced(f, making) {
+		if !replaced(f, making) && !ready() {
 			return f, nil
 		}
 		f.Close() // its former holder renamed or removed it: look again

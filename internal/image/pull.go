@@ -3,7 +3,6 @@ package image
 import (
 	"context"
 	"net/http"
-	"os"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"golang.org/x/sync/errgroup"
@@ -157,7 +156,7 @@ func (s *Store) fetchImage(ctx context.Context, doc *document, fetch func(digest
 func (s *Store) room(doc *document) error {
 	var need int64
 	for _, y := range doc.Layers {
-		if _, err := os.Stat(s.blobPath(y.digest())); err != nil {
+		if !s.hasBlob(y.digest()) {
 			need += y.Size
 		}
 	}
