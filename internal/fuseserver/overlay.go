@@ -1,0 +1,3 @@
+package fuseserver
+
+const overlayPrefix = "user.msb."
