@@ -2,7 +2,6 @@ package confine
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -62,13 +61,12 @@ type User struct {
 	Groups []uint32 `json:"groups,omitempty"`
 }
 
-// Rlimit is one resource limit; both values are in the unit of setrlimit(2).
+// Rlimit is one resource limit. Limits are lowered, never raised beyond the
+// hard limit found.
 type Rlimit struct {
-	Resource  int    `json:"resource"`
-	Soft      uint64 `json:"soft"`
-	Hard      uint64 `json:"hard"`
-	ToHard    bool   `json:"to_hard,omitempty"` // Soft and Hard become the present hard limit
-	Reducible bool   `json:"reducible,omitempty"`
+	Resource int    `json:"resource"`          // RLIMIT_*
+	Max      uint64 `json:"max,omitempty"`     // soft and hard limit, in the unit of setrlimit(2)
+	ToHard   bool   `json:"to_hard,omitempty"` // instead: the soft limit becomes the hard one
 }
 
 // Filter names a system call filter of this package.
@@ -187,9 +185,3 @@ func refuse(name string, f Finding) error {
 	e.Hint = f.Hint
 	return e
 }
-
-// selfExe is the running program, to be executed again.
-const selfExe = "/proc/self/exe"
-
-// Self returns the path by which this process can start itself again.
-func Self() (string, error) { return os.Executable() }
