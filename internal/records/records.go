@@ -1,11 +1,6 @@
 package records
 
-import (
-	"context"
-	"time"
-
-	"github.com/microsandbox-go/microsandbox/internal/home"
-)
+import "time"
 
 // Identity tells the data of a volume from anything else that may come to lie
 // at its path: device, inode and birth time of the data directory.
@@ -61,5 +56,3 @@ type SandboxFilter struct {
 	Limit  int               // page size; 0: no limit
 	Cursor string            // as returned by the previous page; "" starts
 }
-
-var _ = func(ctx context.Context, h home.Dir) {}

@@ -1,0 +1,159 @@
+package records
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"io/fs"
+	"net/url"
+	"os"
+	"sync"
+	"time"
+
+	_ "modernc.org/sqlite" // the driver "sqlite"
+
+	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/home"
+)
+
+// DB is an open record database. It is safe for concurrent use; calls of one
+// handle run one after the other.
+type DB struct {
+	home home.Dir
+	turn chan struct{} // holds one token; whoever has it uses sql and stmts
+
+	sql    *sql.DB // nil: there is no database, every read is empty
+	stmts  map[string]*sql.Stmt
+	writer bool
+	copied string // private directory holding a copy of the database, or ""
+
+	at, journalAt stamp // the files when the handle was opened, for Stale
+
+	closing sync.Once
+	closed  error
+}
+
+// Waiting for other processes: SQLite's own busy handler retries for a quarter
+// of a second, then update and view look at ctx and try again.
+const (
+	busyTimeoutMS = "250"
+	maxWait       = 30 * time.Second
+)
+
+// Open opens the records of a home for reading and writing. A home without a
+// database gets a complete one; an old schema is migrated, a newer one refused
+// untouched. A home of the peer (db/msb.db) is refused.
+func Open(ctx context.Context, h home.Dir) (*DB, error) {
+	if _, err := os.Lstat(h.PeerDB()); err == nil {
+		return nil, errdefs.New(errdefs.InvalidConfig, "%s is the data directory of another microsandbox (it has db/msb.db)", h).
+			WithHint("set MSB_HOME to another directory, or take its volumes over with: msb volume adopt --from-peer")
+	}
+	if _, err := os.Stat(h.DB()); errors.Is(err, fs.ErrNotExist) {
+		if err := makeHome(ctx, h); err != nil {
+			return nil, errdefs.Wrap(errdefs.IO, err, "make the home %s", h)
+		}
+	}
+	d := newDB(h)
+	d.writer = true
+	if err := d.connect(h.DB(), "rw"); err != nil {
+		return nil, err
+	}
+	if err := d.checkSchema(ctx); err != nil {
+		_ = d.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+// OpenReader opens the records for reading. It writes nothing and needs no
+// space. Without a database every read is empty. See the package comment for a
+// journal left by a killed writer.
+func OpenReader(ctx context.Context, h home.Dir) (*DB, error) {
+	d := newDB(h)
+	if d.at == (stamp{}) {
+		if _, err := os.Stat(h.DB()); errors.Is(err, fs.ErrNotExist) {
+			return d, nil
+		}
+	}
+	if err := d.connect(h.DB(), "ro"); err != nil {
+		return nil, err
+	}
+	if err := d.checkSchema(ctx); err != nil {
+		_ = d.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+func newDB(h home.Dir) *DB {
+	d := &DB{home: h, turn: make(chan struct{}, 1), at: stampOf(h.DB()), journalAt: stampOf(h.DB() + "-journal")}
+	d.turn <- struct{}{}
+	return d
+}
+
+// connect replaces the connection. Nothing is read or locked yet.
+func (d *DB) connect(path, mode string) error {
+	d.disconnect()
+	q := "mode=" + mode + "&_txlock=immediate&_pragma=busy_timeout(" + busyTimeoutMS + ")"
+	if mode == "rw" {
+		q += "&_pragma=journal_mode(PERSIST)&_pragma=synchronous(FULL)&_pragma=journal_size_limit(-1)"
+	}
+	u := url.URL{Scheme: "file", Path: path, RawQuery: q}
+	db, err := sql.Open("sqlite", u.String())
+	if err != nil {
+		return d.wrap(err, "open")
+	}
+	db.SetMaxOpenConns(1)
+	d.sql, d.stmts = db, map[string]*sql.Stmt{}
+	return nil
+}
+
+func (d *DB) disconnect() {
+	for _, s := range d.stmts {
+		_ = s.Close()
+	}
+	if d.sql != nil {
+		_ = d.sql.Close()
+	}
+	d.sql, d.stmts = nil, nil
+}
+
+// Close releases the database; a second call does nothing.
+func (d *DB) Close() error {
+	d.closing.Do(func() {
+		<-d.turn
+		d.disconnect()
+		if d.copied != "" {
+			d.closed = os.RemoveAll(d.copied)
+		}
+		d.turn <- struct{}{}
+	})
+	return d.closed
+}
+
+// stmt returns the prepared form of a statement. The caller has the turn.
+func (d *DB) stmt(query string) (*sql.Stmt, error) {
+	if s := d.stmts[query]; s != nil {
+		return s, nil
+	}
+	s, err := d.sql.Prepare(query)
+	if err == nil {
+		d.stmts[query] = s
+	}
+	return s, err
+}
+
+// take waits for the handle's turn.
+func (d *DB) take(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	select {
+	case <-d.turn:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (d *DB) give() { d.turn <- struct{}{} }

@@ -1,0 +1,108 @@
+// Package storetest holds what tests of the records and the volume store share:
+// a mount namespace of their own, small and read-only file systems, and
+// children that are killed at a chosen instant.
+package storetest
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+const isolatedVar = "MSB_TEST_ISOLATED"
+
+// Isolated runs the calling top-level test again in a child with a mount
+// namespace of its own (and a user namespace, for an ordinary user), so that it
+// may mount and nothing is left behind. It reports true inside the child; the
+// parent gets false when the child has ended, and must return.
+func Isolated(t *testing.T) bool {
+	t.Helper()
+	if os.Getenv(isolatedVar) == t.Name() {
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			t.Fatalf("make mounts private: %v", err)
+		}
+		return true
+	}
+	cmd := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=5m")
+	cmd.Env = append(os.Environ(), isolatedVar+"="+t.Name())
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	if os.Getuid() != 0 {
+		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
+		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
+		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
+	}
+	out, err := cmd.CombinedOutput()
+	if errno, ok := isErrno(err); ok {
+		Missing(t, "a mount namespace ("+errno.Error()+")")
+		return false
+	}
+	if err != nil {
+		t.Errorf("in its own mount namespace: %v\n%s", err, out)
+	} else {
+		t.Logf("%s", out)
+	}
+	return false
+}
+
+func isErrno(err error) (syscall.Errno, bool) {
+	pe, ok := err.(*os.PathError)
+	if !ok {
+		return 0, false
+	}
+	errno, ok := pe.Err.(syscall.Errno)
+	return errno, ok
+}
+
+// Missing skips the test for want of something; in CI it fails instead.
+func Missing(t *testing.T, what string) {
+	t.Helper()
+	if os.Getenv("CI") == "true" {
+		t.Fatalf("missing: %s", what)
+	}
+	t.Skipf("missing: %s", what)
+}
+
+// Tmpfs mounts a tmpfs of a size ("4m") and returns its path. Only inside Isolated.
+func Tmpfs(t *testing.T, size string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size="+size+",mode=700"); err != nil {
+		t.Fatalf("mount tmpfs: %v", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	return dir
+}
+
+// MakeReadonly lets dir be read only, for root too. Only inside Isolated.
+func MakeReadonly(t *testing.T, dir string) {
+	t.Helper()
+	if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
+		t.Fatalf("bind %s: %v", dir, err)
+	}
+	if err := unix.Mount("", dir, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+		t.Fatalf("remount %s read-only: %v", dir, err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+}
+
+// Fill takes all free space of the file system of dir with one file, and
+// returns a function that gives it back.
+func Fill(t *testing.T, dir string) (free func()) {
+	t.Helper()
+	path := filepath.Join(dir, "filler")
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for size := 1 << 20; size > 0; {
+		if _, err := f.Write(make([]byte, size)); err != nil {
+			size /= 2
+		}
+	}
+	return func() { _ = os.Remove(path) }
+}
