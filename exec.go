@@ -282,7 +282,7 @@ func (h *ExecHandle) Collect(ctx context.Context) (*ExecOutput, error) {
 }
 
 func execFailed(f *ExecFailure) error {
-	return &Error{Kind: ErrExecFailed, Message: "cannot run " + f.Path, Cause: f}
+	return &Error{Kind: ErrExecFailed, Message: fmt.Sprintf("cannot run %s: %s", f.Path, f.Message), Cause: f}
 }
 
 // Wait discards the program's output and returns its exit code.

@@ -1,0 +1,243 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/microsandbox-go/microsandbox"
+)
+
+// eachName runs do for every name, goes on after failures and fails if any did.
+func eachName(cmd *cobra.Command, names []string, quiet bool, do func(context.Context, string) error) error {
+	failed := false
+	for _, name := range names {
+		if err := do(cmd.Context(), name); err != nil {
+			printError(cmd.ErrOrStderr(), err)
+			failed = true
+			if cmd.Context().Err() != nil {
+				break
+			}
+			continue
+		}
+		if !quiet {
+			fmt.Fprintln(cmd.OutOrStdout(), name)
+		}
+	}
+	if failed {
+		return exitError{exitFailure}
+	}
+	return nil
+}
+
+func newStartCmd() *cobra.Command {
+	var quiet bool
+	cmd := &cobra.Command{
+		Use:   "start NAME...",
+		Short: "Boot stopped sandboxes again, in the background",
+		Args:  args(cobra.MinimumNArgs(1)), ValidArgsFunction: completeSandboxes,
+		RunE: func(cmd *cobra.Command, names []string) error {
+			return eachName(cmd, names, quiet, func(ctx context.Context, name string) error {
+				sb, err := microsandbox.StartSandboxDetached(ctx, name)
+				if err != nil {
+					return err
+				}
+				return sb.Close()
+			})
+		},
+	}
+	quietFlag(cmd, &quiet, "print nothing")
+	return cmd
+}
+
+func newStopCmd() *cobra.Command {
+	var quiet, force bool
+	var timeout uint
+	cmd := &cobra.Command{
+		Use:   "stop NAME...",
+		Short: "Stop sandboxes cleanly",
+		Long: `Stop sandboxes cleanly: programs are ended, file systems synced and unmounted, the
+guest powers off. A guest that does not within the timeout is killed.`,
+		Args: args(cobra.MinimumNArgs(1)), ValidArgsFunction: completeSandboxes,
+		RunE: func(cmd *cobra.Command, names []string) error {
+			return eachName(cmd, names, quiet, func(ctx context.Context, name string) error {
+				h, err := microsandbox.GetSandbox(ctx, name)
+				if err != nil {
+					return err
+				}
+				if force {
+					return h.Kill(ctx)
+				}
+				return h.Stop(ctx, microsandbox.WithStopTimeout(time.Duration(timeout)*time.Second))
+			})
+		},
+	}
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "kill at once, as msb kill does")
+	cmd.Flags().UintVarP(&timeout, "timeout", "t", 10, "seconds the guest may take")
+	quietFlag(cmd, &quiet, "print nothing")
+	return cmd
+}
+
+func newKillCmd() *cobra.Command {
+	var quiet bool
+	cmd := &cobra.Command{
+		Use:   "kill NAME...",
+		Short: "End sandboxes at once, as a power cut would",
+		Args:  args(cobra.MinimumNArgs(1)), ValidArgsFunction: completeSandboxes,
+		RunE: func(cmd *cobra.Command, names []string) error {
+			return eachName(cmd, names, quiet, killByName)
+		},
+	}
+	quietFlag(cmd, &quiet, "print nothing")
+	return cmd
+}
+
+func killByName(ctx context.Context, name string) error {
+	h, err := microsandbox.GetSandbox(ctx, name)
+	if err != nil {
+		return err
+	}
+	return h.Kill(ctx)
+}
+
+func newRmCmd() *cobra.Command {
+	var quiet, force bool
+	cmd := &cobra.Command{
+		Use: "rm NAME...", Aliases: []string{"remove"},
+		Short: "Remove sandboxes; volumes stay",
+		Args:  args(cobra.MinimumNArgs(1)), ValidArgsFunction: completeSandboxes,
+		RunE: func(cmd *cobra.Command, names []string) error {
+			return eachName(cmd, names, quiet, func(ctx context.Context, name string) error {
+				if force {
+					if err := killByName(ctx, name); err != nil && !microsandbox.IsKind(err, microsandbox.ErrSandboxNotRunning) {
+						return err
+					}
+				}
+				err := microsandbox.RemoveSandbox(ctx, name)
+				if force && microsandbox.IsKind(err, microsandbox.ErrSandboxNotFound) {
+					return nil // an ephemeral one goes with its kill
+				}
+				return err
+			})
+		},
+	}
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "kill running ones first")
+	quietFlag(cmd, &quiet, "print nothing")
+	return cmd
+}
+
+// sandboxRow is a sandbox in msb ls --format json.
+type sandboxRow struct {
+	Name      string  `json:"name"`
+	Status    string  `json:"status"`
+	Cause     string  `json:"cause,omitempty"`
+	CreatedAt *string `json:"created_at"`
+	Image     string  `json:"image"`
+}
+
+func newLsCmd() *cobra.Command {
+	var format outputFormat
+	var quiet, running, stopped bool
+	var labels []string
+	cmd := &cobra.Command{
+		Use: "ls", Aliases: []string{"list", "ps"},
+		Short: "List sandboxes, newest first",
+		Args:  noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			want, err := parseEnv(labels)
+			if err != nil {
+				return err
+			}
+			page, err := microsandbox.ListSandboxesWith(cmd.Context(), microsandbox.WithListLabels(want))
+			if err != nil {
+				return err
+			}
+			rows := []sandboxRow{}
+			for _, h := range page.Sandboxes {
+				alive := h.Status() == microsandbox.SandboxStatusRunning
+				if running && !alive || stopped && alive {
+					continue
+				}
+				rows = append(rows, sandboxRow{h.Name(), string(h.Status()), h.Cause(), jsonTime(h.CreatedAt()), h.Image()})
+			}
+			return printSandboxes(cmd, rows, page, format, quiet)
+		},
+	}
+	cmd.Flags().BoolVar(&running, "running", false, "only running ones")
+	cmd.Flags().BoolVar(&stopped, "stopped", false, "only those that do not run")
+	cmd.Flags().StringArrayVar(&labels, "label", nil, "only those with label K=V (repeatable)")
+	quietFlag(cmd, &quiet, "print names only")
+	formatFlag(cmd, &format)
+	return cmd
+}
+
+func printSandboxes(cmd *cobra.Command, rows []sandboxRow, page *microsandbox.SandboxPage, format outputFormat, quiet bool) error {
+	out := cmd.OutOrStdout()
+	if quiet {
+		for _, r := range rows {
+			fmt.Fprintln(out, r.Name)
+		}
+		return nil
+	}
+	if format == formatJSON {
+		return printJSON(out, rows)
+	}
+	if len(rows) == 0 {
+		fmt.Fprintln(cmd.ErrOrStderr(), "No sandboxes found.")
+		return nil
+	}
+	created := map[string]time.Time{}
+	for _, h := range page.Sandboxes {
+		created[h.Name()] = h.CreatedAt()
+	}
+	t := newTable(out, "NAME", "STATUS", "IMAGE", "CREATED")
+	for _, r := range rows {
+		status := r.Status
+		if r.Cause != "" {
+			status += " (" + r.Cause + ")"
+		}
+		t.row(r.Name, status, r.Image, formatTime(created[r.Name]))
+	}
+	return t.flush()
+}
+
+func newInspectCmd() *cobra.Command {
+	var format outputFormat
+	cmd := &cobra.Command{
+		Use:   "inspect NAME",
+		Short: "Show a sandbox's definition and state as JSON",
+		Args:  args(cobra.ExactArgs(1)), ValidArgsFunction: completeSandboxes,
+		RunE: func(cmd *cobra.Command, names []string) error {
+			h, err := microsandbox.GetSandbox(cmd.Context(), names[0])
+			if err != nil {
+				return err
+			}
+			return printJSON(cmd.OutOrStdout(), map[string]any{
+				"name": h.Name(), "status": h.Status(), "cause": h.Cause(), "config": json.RawMessage(h.ConfigJSON()),
+				"created_at": jsonTime(h.CreatedAt()), "updated_at": jsonTime(h.UpdatedAt()),
+			})
+		},
+	}
+	formatFlag(cmd, &format)
+	return cmd
+}
+
+func completeSandboxes(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if cmd.ArgsLenAtDash() >= 0 {
+		return nil, cobra.ShellCompDirectiveDefault
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	page, err := microsandbox.ListSandboxes(ctx)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	names := make([]string, 0, len(page.Sandboxes))
+	for _, h := range page.Sandboxes {
+		names = append(names, h.Name())
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
