@@ -1,0 +1,52 @@
+package image
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/microsandbox-go/microsandbox/internal/home"
+)
+
+// demoLayout is the image of `make demo-image`.
+const demoLayout = "../../build/demo-image"
+
+// TestDemoImage loads the Debian image that the demo uses.
+func TestDemoImage(t *testing.T) {
+	if _, err := os.Stat(filepath.Join(demoLayout, "index.json")); err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatal("build/demo-image is missing: run `make demo-image`")
+		}
+		t.Skip("build/demo-image is missing: run `make demo-image`")
+	}
+	s := New(home.Dir(t.TempDir()))
+	imgs, err := s.Load(context.Background(), demoLayout, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(imgs) != 2 || imgs[0].Reference != "demo:latest" {
+		t.Fatalf("Load() = %d images, first %+v", len(imgs), imgs[0])
+	}
+	fsck(t, imgs[0].RootFS)
+	if uid, gid, err := imgs[0].ResolveUser("www-data"); uid != 33 || gid != 33 || err != nil {
+		t.Errorf("ResolveUser(www-data) = %d, %d, %v", uid, gid, err)
+	}
+}
+
+// fsck demands that e2fsck finds nothing at all.
+func fsck(t testing.TB, path string) {
+	t.Helper()
+	bin, err := exec.LookPath("e2fsck")
+	if err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatal("e2fsck is missing: install e2fsprogs")
+		}
+		t.Log("e2fsck is missing (package e2fsprogs): the root image is not checked")
+		return
+	}
+	if out, err := exec.Command(bin, "-fn", path).CombinedOutput(); err != nil {
+		t.Fatalf("e2fsck -fn: %v\n%s", err, out)
+	}
+}
