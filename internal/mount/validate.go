@@ -45,6 +45,9 @@ type validator struct {
 }
 
 func (v *validator) add(s *Spec) error {
+	if s.Problem != "" {
+		return invalid(s, "%s", s.Problem)
+	}
 	for _, check := range []func(*Spec) error{
 		checkGuest, checkKind, checkSource, checkWords, checkOptions, checkNamed, checkValues,
 	} {
@@ -148,9 +151,6 @@ func within(p, dir string) bool {
 
 // checkKind demands exactly one kind.
 func checkKind(s *Spec) error {
-	if s.Problem != "" {
-		return invalid(s, "%s", s.Problem)
-	}
 	const hint = "set exactly one of bind, named, tmpfs and disk"
 	if len(s.Kinds) > 1 {
 		return invalid(s, "more than one kind is set: %s", strings.Join(s.Kinds, ", ")).WithHint(hint)
