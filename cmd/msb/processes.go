@@ -1,6 +1,14 @@
 package main
 
+import (
+	"github.com/microsandbox-go/microsandbox/internal/confine"
+	"github.com/microsandbox-go/microsandbox/internal/fileserver"
+)
+
 // processes are the programs that msb starts itself as: each is reached by its
 // name as the first argument, before any command is parsed, and returns the
 // exit code of the process.
-var processes = map[string]func(args []string) int{}
+var processes = map[string]func(args []string) int{
+	"confine-exec": confine.Main,
+	"fileserver":   fileserver.Main,
+}
