@@ -7,10 +7,12 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/microsandbox-go/microsandbox/internal/confine"
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	"github.com/microsandbox-go/microsandbox/internal/home"
 	"github.com/microsandbox-go/microsandbox/internal/mount"
 	"github.com/microsandbox-go/microsandbox/internal/vmm"
+	"github.com/microsandbox-go/microsandbox/internal/vmm/qemu"
 	"github.com/microsandbox-go/microsandbox/internal/volstore"
 )
 
@@ -81,4 +83,15 @@ func (s *supervisor) openLog(name string) (*os.File, error) {
 		flags |= os.O_TRUNC
 	}
 	return os.OpenFile(s.logPath(name), flags, 0o600)
+}
+
+// newMachine prepares a confined QEMU. The uid it may run under stays taken
+// until the machine has ended.
+func newMachine(s *supervisor, cfg vmm.Config) (vmm.Machine, error) {
+	jail, err := confine.NewVMM(s.msb)
+	if err != nil {
+		return nil, err
+	}
+	s.undo = append(s.undo, func() { jail.Close() })
+	return qemu.New(cfg, qemu.Options{Launch: jail.Launch, Spawn: s.spawn.start, Runtime: s.h.Kernels()})
 }
