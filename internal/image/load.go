@@ -70,11 +70,16 @@ func (s *Store) Load(ctx context.Context, path string, tags []string, progress f
 
 // loadFailed adds the archive's path to an error that lacks it.
 func loadFailed(err error, path string) error {
+	return failedAs("load", errdefs.InvalidArgument, err, path)
+}
+
+// failedAs keeps the kind and the hint of err; one without a kind gets kind.
+func failedAs(op string, kind errdefs.Kind, err error, path string) error {
 	var own *errdefs.Error
 	if errors.As(err, &own) {
-		return errdefs.Wrap(own.Kind, err, "load %s", path).WithHint("%s", own.Hint)
+		return errdefs.Wrap(own.Kind, err, "%s %s", op, path).WithHint("%s", own.Hint)
 	}
-	return errdefs.Wrap(errdefs.InvalidArgument, err, "load %s", path)
+	return errdefs.Wrap(kind, err, "%s %s", op, path)
 }
 
 func canonicalNames(tags []string) ([]string, error) {

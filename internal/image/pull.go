@@ -2,7 +2,13 @@ package image
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"io"
+	"io/fs"
 	"net/http"
+	"os"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"golang.org/x/sync/errgroup"
@@ -20,6 +26,10 @@ type PullOptions struct {
 	Insecure bool
 	// Auth replaces the lookup in the user's docker configuration.
 	Auth authn.Authenticator
+	// CACerts are PEM certificates trusted besides the system's.
+	CACerts []byte
+	// Force checks every blob that is present and builds the root image again.
+	Force bool
 	// Transport replaces http.DefaultTransport.
 	Transport http.RoundTripper
 }
@@ -96,6 +106,11 @@ func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (*Image, er
 	if err != nil {
 		return nil, pullFailed(err, parsed, "manifest")
 	}
+	if o.Force {
+		if err := s.dropDamaged(ctx, doc, digestOf(raw)); err != nil {
+			return nil, err
+		}
+	}
 	if err := s.fetchImage(ctx, doc, c.blob, PhaseDownload, rep); err != nil {
 		return nil, pullFailed(err, parsed, "download")
 	}
@@ -150,6 +165,44 @@ func (s *Store) fetchImage(ctx context.Context, doc *document, fetch func(digest
 		g.Go(func() error { return s.putBlob(ctx, y.digest(), y.Size, fetch(y.digest()), report) })
 	}
 	return g.Wait()
+}
+
+// dropDamaged removes the blobs of an image whose content is not what their
+// names say, and its root image. Open files of running sandboxes stay whole.
+func (s *Store) dropDamaged(ctx context.Context, doc *document, manifest digest) error {
+	all := append([]descriptor{{Digest: string(manifest)}, *doc.Config}, doc.Layers...)
+	for _, d := range all {
+		if ok, err := s.checkBlob(ctx, d.digest()); ok || err != nil {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		if err := os.Remove(s.blobPath(d.digest())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return errdefs.Wrap(errdefs.IO, err, "blob %s", d.Digest)
+		}
+	}
+	if err := os.Remove(s.metaPath(manifest)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return errdefs.Wrap(errdefs.IO, err, "root image of %s", manifest)
+	}
+	return nil
+}
+
+// checkBlob says whether a blob is present with the right content.
+func (s *Store) checkBlob(ctx context.Context, d digest) (bool, error) {
+	f, err := os.Open(s.blobPath(d))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, errdefs.Wrap(errdefs.IO, err, "blob %s", d)
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, ctxReader{ctx, f}); err != nil {
+		return false, err
+	}
+	return digest("sha256:"+hex.EncodeToString(h.Sum(nil))) == d, nil
 }
 
 // room refuses an image whose missing blobs do not fit, before fetching them.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -41,7 +42,11 @@ func dial(ctx context.Context, ref name.Reference, o PullOptions, l limits) (*re
 	}
 	rt := o.Transport
 	if rt == nil {
-		rt = baseTransport(o.Insecure)
+		t, err := baseTransport(o)
+		if err != nil {
+			return nil, err
+		}
+		rt = t
 	}
 	rt, err := transport.NewWithContext(ctx, repo.Registry, auth, rt, []string{repo.Scope(transport.PullScope)})
 	if err != nil {
@@ -50,12 +55,22 @@ func dial(ctx context.Context, ref name.Reference, o PullOptions, l limits) (*re
 	return &registryClient{repo: repo, http: &http.Client{Transport: rt}, limits: l}, nil
 }
 
-func baseTransport(insecure bool) http.RoundTripper {
+func baseTransport(o PullOptions) (http.RoundTripper, error) {
 	t := http.DefaultTransport.(*http.Transport).Clone()
-	if insecure {
-		t.TLSClientConfig = &tls.Config{InsecureSkipVerify: true} //nolint:gosec // asked for by the user for this registry
+	if len(o.CACerts) > 0 {
+		pool, err := x509.SystemCertPool()
+		if err != nil {
+			pool = x509.NewCertPool()
+		}
+		if !pool.AppendCertsFromPEM(o.CACerts) {
+			return nil, errdefs.New(errdefs.InvalidArgument, "no PEM certificate among the given certificate authorities")
+		}
+		t.TLSClientConfig = &tls.Config{RootCAs: pool}
 	}
-	return t
+	if o.Insecure {
+		t.TLSClientConfig = &tls.Config{InsecureSkipVerify: true} // asked for by the user, for this registry
+	}
+	return t, nil
 }
 
 func (c *registryClient) get(ctx context.Context, kind, id string, header http.Header) (*http.Response, error) {

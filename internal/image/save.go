@@ -1,0 +1,130 @@
+package image
+
+import (
+	"archive/tar"
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+)
+
+// Save writes images into a tar archive with an OCI layout. The archive is
+// complete or absent.
+//
+// Errors: ImageNotFound, InvalidArgument, IO, Cancelled.
+func (s *Store) Save(ctx context.Context, references []string, out string) error {
+	if len(references) == 0 {
+		return errdefs.New(errdefs.InvalidArgument, "save: no image named")
+	}
+	var imgs []*Image
+	for _, ref := range references {
+		img, err := s.Get(ctx, ref)
+		if err != nil {
+			return err
+		}
+		imgs = append(imgs, img)
+	}
+	release, err := s.use(ctx) // keeps the collector away
+	if err != nil {
+		return err
+	}
+	defer release()
+	f, err := os.CreateTemp(filepath.Dir(out), ".msb-save-*")
+	if err != nil {
+		return errdefs.Wrap(errdefs.IO, err, "save %s", out)
+	}
+	defer f.Close()
+	err = s.writeLayout(ctx, f, imgs)
+	if err == nil {
+		err = finish(f, f.Name(), out)
+	}
+	if err != nil {
+		os.Remove(f.Name())
+		return failedAs("save", errdefs.IO, err, out)
+	}
+	return nil
+}
+
+func (s *Store) writeLayout(ctx context.Context, w io.Writer, imgs []*Image) error {
+	bw := bufio.NewWriterSize(w, 256<<10)
+	tw := tar.NewWriter(bw)
+	index := document{SchemaVersion: 2, MediaType: typeOCIIndex}
+	written := map[digest]bool{}
+	for _, img := range imgs {
+		m, err := s.writeImage(ctx, tw, img, written)
+		if err != nil {
+			return err
+		}
+		index.Manifests = append(index.Manifests, m)
+	}
+	raw, err := json.Marshal(index)
+	if err != nil {
+		return err
+	}
+	for name, body := range map[string][]byte{"index.json": raw, "oci-layout": []byte(`{"imageLayoutVersion":"1.0.0"}`)} {
+		if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Size: int64(len(body)), Mode: 0o644}); err != nil {
+			return err
+		}
+		if _, err := tw.Write(body); err != nil {
+			return err
+		}
+	}
+	return errors.Join(tw.Close(), bw.Flush())
+}
+
+// writeImage writes the blobs of an image that are not in the archive yet, and
+// returns the entry of the index.
+func (s *Store) writeImage(ctx context.Context, tw *tar.Writer, img *Image, written map[digest]bool) (descriptor, error) {
+	raw, err := s.readBlob(digest(img.ManifestDigest))
+	if err != nil {
+		return descriptor{}, err
+	}
+	var head document
+	if err := decodeJSON(raw, s.limits.manifest, &head); err != nil {
+		return descriptor{}, err
+	}
+	m := descriptor{
+		MediaType: head.MediaType, Digest: img.ManifestDigest, Size: int64(len(raw)),
+		Annotations: map[string]string{annotationContainerd: img.Reference, annotationRefName: img.Reference},
+	}
+	if m.MediaType == "" {
+		m.MediaType = typeOCIManifest
+	}
+	all := []digest{digest(img.ManifestDigest), digest(img.ConfigDigest)}
+	for _, y := range img.Layers {
+		all = append(all, digest(y.BlobDigest))
+	}
+	for _, d := range all {
+		if written[d] {
+			continue
+		}
+		written[d] = true
+		if err := s.writeBlob(ctx, tw, d); err != nil {
+			return descriptor{}, err
+		}
+	}
+	return m, nil
+}
+
+func (s *Store) writeBlob(ctx context.Context, tw *tar.Writer, d digest) error {
+	f, err := os.Open(s.blobPath(d))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	h := &tar.Header{Typeflag: tar.TypeReg, Name: "blobs/sha256/" + d.hex(), Size: fi.Size(), Mode: 0o644}
+	if err := tw.WriteHeader(h); err != nil {
+		return err
+	}
+	_, err = io.Copy(tw, ctxReader{ctx, f})
+	return err
+}
