@@ -52,7 +52,7 @@ func Prepare(msb string, p Profile, argv []string, files []*os.File) (*Launch, e
 			return nil, errdefs.Wrap(errdefs.IO, err, "%s", msb)
 		}
 	}
-	host := Inspect().less(p.Without)
+	host := Inspect().Less(p.Without...)
 	findings, err := host.gaps(&p)
 	if err != nil {
 		return nil, err
@@ -122,6 +122,7 @@ func (l *Launch) build(msb string, o *order, host Host, files []*os.File) error 
 	}
 	l.Cmd.SysProcAttr = cloneAttr(flags)
 	l.Cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL // until stage 1 has set its own
+	l.Cmd.SysProcAttr.Setpgid = true              // a terminal's Ctrl-C is for its starter
 	return nil
 }
 
@@ -152,6 +153,9 @@ func (l *Launch) Outcome() ([]Finding, error) {
 	return all, nil
 }
 
+// Own gives files to the launch: Close closes them too.
+func (l *Launch) Own(files ...*os.File) { l.own = append(l.own, files...) }
+
 // Close frees what belongs to the launch in this process. The program is not
 // affected; Outcome cannot be asked any more.
 func (l *Launch) Close() {
@@ -161,9 +165,9 @@ func (l *Launch) Close() {
 	l.own = nil
 }
 
-// less returns h without what the measures need, so that weaker paths can be
+// Less returns h without what the measures need, so that weaker paths can be
 // forced.
-func (h Host) less(without []Measure) Host {
+func (h Host) Less(without ...Measure) Host {
 	for _, m := range without {
 		switch m {
 		case Namespaces:

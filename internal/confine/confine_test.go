@@ -9,13 +9,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/microsandbox-go/microsandbox/internal/confine/confinetest"
 )
 
 // TestMain makes the test binary the programs it needs: stage 1, and a program
@@ -115,11 +115,12 @@ func imprison(t *testing.T, p Profile, files ...*os.File) *prisoner {
 		t.Fatal(err)
 	}
 	l.Cmd.Stderr = os.Stderr
-	stop := startFromKeptThread(t, l.Cmd)
+	if err := confinetest.KeptThread(t)(l.Cmd); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
 		_ = stdin.Close()
 		_ = l.Cmd.Wait()
-		stop()
 	})
 	line, err := bufio.NewReader(stdout).ReadBytes('\n')
 	if err != nil {
@@ -210,113 +211,10 @@ func TestCaptive(t *testing.T) {
 	for _, f := range pr.outcome {
 		t.Logf("finding: %s", f)
 	}
-	checkThreads(t, pr.cmd.Process.Pid, p.Keep, true)
-	root := []string{"msb", "readonly", "share"}
-	if loader, err := interpreter(testMSB(t)); err != nil || loader != "" { // a test binary built with cgo
-		root = append([]string{"lib", "lib64"}, append(root, "usr")...)
-	}
-	checkRoot(t, pr.cmd.Process.Pid, root)
-	checkFiles(t, pr.cmd.Process.Pid, nil)
-	checkNamespaces(t, pr.cmd.Process.Pid)
-}
-
-// checkThreads looks at every thread of the process as the kernel sees it.
-func checkThreads(t *testing.T, pid int, keep []string, filtered bool) {
-	t.Helper()
-	var mask uint64
-	for _, name := range keep {
-		c, _ := capabilityNumber(name)
-		mask |= 1 << c
-	}
-	caps := fmt.Sprintf("%016x", mask)
-	want := map[string]string{
-		"CapInh": "0000000000000000", "CapPrm": caps, "CapEff": caps, "CapBnd": caps, "CapAmb": "0000000000000000",
-		"NoNewPrivs": "1", "Seccomp": "0",
-	}
-	if filtered {
-		want["Seccomp"] = "2"
-	}
-	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
-	if err != nil || len(tasks) == 0 {
-		t.Fatalf("no threads: %v", err)
-	}
-	for _, file := range tasks {
-		got := statusOf(t, file)
-		for k, v := range want {
-			if got[k] != v {
-				t.Errorf("%s: %s is %s, want %s", file, k, got[k], v)
-			}
-		}
-	}
-}
-
-func statusOf(t *testing.T, file string) map[string]string {
-	t.Helper()
-	b, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := map[string]string{}
-	for line := range strings.Lines(string(b)) {
-		if k, v, ok := strings.Cut(line, ":"); ok {
-			m[k] = strings.TrimSpace(v)
-		}
-	}
-	return m
-}
-
-// checkRoot compares what the process has in its root.
-func checkRoot(t *testing.T, pid int, want []string) {
-	t.Helper()
-	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/root/", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var got []string
-	for _, e := range entries {
-		got = append(got, e.Name())
-	}
-	if !slices.Equal(got, want) {
-		t.Errorf("root has %q, want %q", got, want)
-	}
-}
-
-// checkFiles looks for open descriptors beyond the standard streams, those of
-// the Go runtime, and extra.
-func checkFiles(t *testing.T, pid int, extra map[string]string) {
-	t.Helper()
-	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range entries {
-		to, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, e.Name()))
-		if err != nil {
-			t.Fatal(err)
-		}
-		switch {
-		case e.Name() <= "2" && len(e.Name()) == 1:
-		case to == "anon_inode:[eventpoll]" || to == "anon_inode:[eventfd]":
-		case extra[e.Name()] != "" && strings.HasPrefix(to, extra[e.Name()]):
-		default:
-			t.Errorf("descriptor %s is open: %s", e.Name(), to)
-		}
-	}
-}
-
-// checkNamespaces wants none of ours.
-func checkNamespaces(t *testing.T, pid int) {
-	t.Helper()
-	for _, ns := range []string{"mnt", "pid", "net", "ipc", "uts"} {
-		ours, err1 := os.Readlink("/proc/self/ns/" + ns)
-		its, err2 := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", pid, ns))
-		if err := errors.Join(err1, err2); err != nil {
-			t.Fatal(err)
-		}
-		if ours == its {
-			t.Errorf("%s namespace is ours", ns)
-		}
-	}
+	confinetest.Threads(t, pr.cmd.Process.Pid, p.Keep)
+	confinetest.Root(t, pr.cmd.Process.Pid, "msb", "readonly", "share")
+	confinetest.Files(t, pr.cmd.Process.Pid)
+	confinetest.Namespaces(t, pr.cmd.Process.Pid)
 }
 
 // TestWithoutRoot forces what hosts without namespaces get: Landlock alone
@@ -408,7 +306,10 @@ func TestInheritedFiles(t *testing.T) {
 	p := captiveProfile(t)
 	p.ProcSelfFd = true
 	pr := imprison(t, p, keep)
-	checkFiles(t, pr.cmd.Process.Pid, map[string]string{"3": keep.Name(), "4": "/"})
+	got := confinetest.Files(t, pr.cmd.Process.Pid, keep.Name(), "/")
+	if got[3] != keep.Name() || got[4] != "/" || len(got) > 7 { // 2 of the Go runtime
+		t.Errorf("descriptors %v", got)
+	}
 }
 
 // TestParentGone: a stage 1 whose parent ended before it could ask for a
@@ -435,49 +336,5 @@ func TestParentGone(t *testing.T) {
 
 // TestAsOrdinaryUser runs the tests of this package again as uid 65534.
 func TestAsOrdinaryUser(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("not root: every test runs as an ordinary user")
-	}
-	dir, err := os.MkdirTemp("", "confine-user")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	if err := os.Chown(dir, 65534, 65534); err != nil {
-		t.Fatal(err)
-	}
-	exe := filepath.Join(dir, "confine.test")
-	b, err := os.ReadFile(testMSB(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(exe, b, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(exe, "-test.v", "-test.run", "Captive|WithoutRoot|Swapped|Inherited|Required|QEMU")
-	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "TMPDIR="+dir, "HOME="+dir)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
-	out, err := cmd.CombinedOutput()
-	t.Logf("%s", out)
-	if err != nil {
-		t.Error(err)
-	}
-}
-
-// startFromKeptThread starts cmd from a thread that stays until stop: the
-// parent-death signal follows the thread.
-func startFromKeptThread(t *testing.T, cmd *exec.Cmd) (stop func()) {
-	t.Helper()
-	started, done := make(chan error), make(chan struct{})
-	go func() {
-		// Never unlocked, so that the thread ends with the goroutine.
-		runtime.LockOSThread()
-		started <- cmd.Start()
-		<-done
-	}()
-	if err := <-started; err != nil {
-		t.Fatal(err)
-	}
-	return func() { close(done) }
+	confinetest.AsOrdinaryUser(t, "Captive|WithoutRoot|Swapped|Inherited|Required|QEMU")
 }

@@ -137,8 +137,12 @@ func (f *filter) install(every bool) error {
 
 // SealExec takes execve away from every thread of the calling process. A
 // confined program calls it when it is the program that was meant to run; the
-// filter it was started under had to allow that one call.
+// filter it was started under had to allow that one call. On a kernel without
+// filters, which is a finding already, it does nothing.
 func SealExec() error {
+	if !seccompSupported() {
+		return nil
+	}
 	f := filter{fallback: allow}
 	for _, nr := range []uint32{unix.SYS_EXECVE, unix.SYS_EXECVEAT} {
 		f.rules = append(f.rules, rule{nr: nr, action: fail(unix.EPERM)})

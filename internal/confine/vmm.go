@@ -184,7 +184,7 @@ type VMM struct {
 // forces weaker paths.
 func NewVMM(msb string, without ...Measure) (*VMM, error) {
 	v := &VMM{msb: msb, without: without}
-	if !Inspect().less(without).Privileged {
+	if !Inspect().Less(without...).Privileged {
 		return v, nil
 	}
 	r, err := uidRange()

@@ -8,12 +8,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/microsandbox-go/microsandbox/internal/confine/confinetest"
 )
 
 // qemuBinary finds a QEMU or skips.
@@ -106,11 +107,12 @@ func startQEMU(t *testing.T, without ...Measure) *confinedQEMU {
 		t.Fatal(err)
 	}
 	cmd.Stderr = os.Stderr
-	stop := startFromKeptThread(t, cmd)
+	if err := confinetest.KeptThread(t)(cmd); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
-		stop()
 	})
 	its.Close() // so that the end of QEMU ends the connection
 	conn, err := net.FileConn(ours)
@@ -185,49 +187,26 @@ func TestQEMU(t *testing.T) {
 	if e := q.call("query-status", struct{}{}); e != "" {
 		t.Errorf("QEMU does not answer any more: %s", e)
 	}
-	checkThreads(t, q.pid, nil, true)
-	checkNamespaces(t, q.pid)
+	confinetest.Threads(t, q.pid, nil)
+	confinetest.Namespaces(t, q.pid)
 	checkUser(t, q.pid)
-	checkQEMUFiles(t, q)
+	confinetest.Files(t, q.pid, "/dev/null", "socket:", "anon_inode:[signalfd]", "/memfd:memory-backend-memfd",
+		"/usr/share/seabios/", q.disk.Name(), uidLockDir+"/uids.lock")
 }
 
 // checkUser wants a uid that owns nothing, or our own if we are not root.
 func checkUser(t *testing.T, pid int) {
 	t.Helper()
-	status := statusOf(t, fmt.Sprintf("/proc/%d/status", pid))
-	ids := strings.Fields(status["Uid"])
-	if len(slices.Compact(slices.Clone(ids))) != 1 {
-		t.Errorf("uids differ: %v", ids)
-	}
-	uid, _ := strconv.Atoi(ids[0])
+	uid := confinetest.UID(t, pid)
 	if os.Geteuid() != 0 {
 		if uid != os.Geteuid() {
 			t.Errorf("uid is %d, ours is %d", uid, os.Geteuid())
 		}
 		return
 	}
-	if uid < int(defaultRanges[1].Base) || status["Groups"] != "" {
-		t.Errorf("uid %d, groups %q", uid, status["Groups"])
-	}
-}
-
-// checkQEMUFiles compares the descriptors with a list of what they may be.
-func checkQEMUFiles(t *testing.T, q *confinedQEMU) {
-	t.Helper()
-	allowed := []string{"/dev/null", "socket:", "anon_inode:[eventfd]", "anon_inode:[signalfd]", "anon_inode:[eventpoll]",
-		"/memfd:memory-backend-memfd", "/usr/share/seabios/", q.disk.Name(), uidLockDir + "/uids.lock"}
-	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", q.pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range entries {
-		to, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", q.pid, e.Name()))
-		if err != nil || e.Name() == "2" { // 2: where this test writes
-			continue
-		}
-		if !slices.ContainsFunc(allowed, func(p string) bool { return strings.HasPrefix(to, p) }) {
-			t.Errorf("descriptor %s is open: %s", e.Name(), to)
-		}
+	groups := confinetest.Status(t, fmt.Sprintf("/proc/%d/status", pid))["Groups"]
+	if uid < int(defaultRanges[1].Base) || groups != "" {
+		t.Errorf("uid %d, groups %q", uid, groups)
 	}
 }
 
