@@ -132,7 +132,7 @@ func (l *link) body(m *message) error {
 	}
 	m.payload = l.buf[headerSize : headerSize+size]
 	if err := l.fill(m, m.payload); err != nil {
-		if errors.Is(err, io.EOF) {
+		if err == io.EOF {
 			err = io.ErrUnexpectedEOF
 		}
 		return err
@@ -152,7 +152,7 @@ func (l *link) fill(m *message, b []byte) error {
 		if err == nil && flags&unix.MSG_CTRUNC != 0 {
 			err = m.errf("too many descriptors")
 		}
-		if err == nil && k == 0 {
+		if (err == nil && k == 0) || errors.Is(err, io.EOF) {
 			if err = io.EOF; n > 0 {
 				err = io.ErrUnexpectedEOF
 			}

@@ -289,3 +289,32 @@ func writeEvent(fd int) {
 	one := [8]byte{1}
 	_, _, _ = unix.RawSyscall(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(&one)), 8)
 }
+
+// EventFlags returns the file status flags of the kick, call and err
+// descriptors, which the device shares.
+func (q *Queue) EventFlags() []int {
+	var flags []int
+	for _, fd := range []int{q.kick, q.call, q.err} {
+		fl, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+		if err != nil {
+			fl = -1
+		}
+		flags = append(flags, fl)
+	}
+	return flags
+}
+
+// PendingKicks reads the kick descriptor as QEMU does when it stops a device:
+// the kicks since the last time.
+func (q *Queue) PendingKicks() uint64 { return readEvent(q.kick) }
+
+// PendingCalls reads the call descriptor.
+func (q *Queue) PendingCalls() uint64 { return readEvent(q.call) }
+
+func readEvent(fd int) uint64 {
+	var b [8]byte
+	if n, err := unix.Read(fd, b[:]); err != nil || n != len(b) {
+		return 0
+	}
+	return binary.LittleEndian.Uint64(b[:])
+}
