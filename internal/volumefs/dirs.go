@@ -1,0 +1,116 @@
+package volumefs
+
+import (
+	"context"
+
+	"golang.org/x/sys/unix"
+)
+
+// Mkdir makes a directory and its missing parents. One that is there is no
+// error.
+func (f *FS) Mkdir(ctx context.Context, path string) error {
+	rel, err := f.begin(ctx, "mkdir", path)
+	if err != nil {
+		return err
+	}
+	return f.end("mkdir", path, f.mkdir(rel))
+}
+
+func (f *FS) mkdir(rel string) error {
+	s, err := f.find(rel, create)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	if s.exists() {
+		if !s.isDir() {
+			return unix.EEXIST
+		}
+		return nil
+	}
+	made, err := makeDirs(s.dir, append(s.missing, s.name))
+	if err != nil {
+		return err
+	}
+	made.close()
+	return nil
+}
+
+// madeDirs is a chain of directories, each in the one before it.
+type madeDirs struct {
+	fds   []int // fds[i] holds names[i]; the last one is where the chain ends
+	names []string
+	fresh []bool // made by us
+}
+
+// makeDirs makes names below dir, or opens those that somebody else made
+// meanwhile, and returns the chain. On failure it takes back what it made.
+func makeDirs(dir int, names []string) (*madeDirs, error) {
+	m := &madeDirs{names: names}
+	start, err := unix.FcntlInt(uintptr(dir), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	m.fds = append(m.fds, start)
+	for _, name := range names {
+		if err := m.descend(name); err != nil {
+			m.undo()
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+func (m *madeDirs) descend(name string) error {
+	err := unix.Mkdirat(m.end(), name, newDirMode)
+	if err != nil && err != unix.EEXIST {
+		return err
+	}
+	m.fresh = append(m.fresh, err == nil)
+	fd, err := openat(m.end(), name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	m.fds = append(m.fds, fd)
+	return nil
+}
+
+// end is the last directory of the chain.
+func (m *madeDirs) end() int { return m.fds[len(m.fds)-1] }
+
+// undo removes what was made, as far as it is still empty, and closes the chain.
+func (m *madeDirs) undo() {
+	for i := len(m.fresh) - 1; i >= 0; i-- {
+		if !m.fresh[i] || unix.Unlinkat(m.fds[i], m.names[i], unix.AT_REMOVEDIR) != nil {
+			break
+		}
+	}
+	m.close()
+}
+
+// sync makes the directories and the name in the last one durable.
+func (m *madeDirs) sync() error {
+	for _, fd := range m.fds {
+		if err := syncDir(fd); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *madeDirs) close() {
+	for _, fd := range m.fds {
+		_ = unix.Close(fd)
+	}
+	m.fds = nil
+}
+
+// syncDir makes the names in an O_PATH directory durable.
+func syncDir(dir int) error {
+	fd, err := openat(dir, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.Fsync(fd)
+}

@@ -1,0 +1,198 @@
+package volumefs
+
+import (
+	"context"
+
+	"golang.org/x/sys/unix"
+)
+
+// Remove deletes a file or a link; of a link, the link itself wherever it
+// leads. A directory is an error.
+func (f *FS) Remove(ctx context.Context, path string) error {
+	rel, err := f.begin(ctx, "remove", path)
+	if err != nil {
+		return err
+	}
+	return f.end("remove", path, f.remove(rel))
+}
+
+func (f *FS) remove(rel string) error {
+	if rel == "" {
+		return errRoot
+	}
+	s, err := f.find(rel, itself)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	if s.isDir() {
+		return &refusal{text: "is a directory", errno: unix.EISDIR, hint: "remove it as a directory"}
+	}
+	return unix.Unlinkat(s.dir, s.name, 0)
+}
+
+// RemoveDir deletes a directory and everything in it. The volume's root, a
+// file, a link and a missing path are errors.
+func (f *FS) RemoveDir(ctx context.Context, path string) error {
+	rel, err := f.begin(ctx, "rmdir", path)
+	if err != nil {
+		return err
+	}
+	return f.end("rmdir", path, f.removeDir(ctx, rel))
+}
+
+func (f *FS) removeDir(ctx context.Context, rel string) error {
+	if rel == "" {
+		return errRoot
+	}
+	s, err := f.find(rel, itself)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	if !s.isDir() {
+		return errNotDir
+	}
+	return removeTree(ctx, s)
+}
+
+// RemoveAll deletes whatever has the path: a directory with everything in it, a
+// file, a link. A missing path is no error, the volume's root is one.
+func (f *FS) RemoveAll(ctx context.Context, path string) error {
+	rel, err := f.begin(ctx, "remove", path)
+	if err != nil {
+		return err
+	}
+	return f.end("remove", path, f.removeAll(ctx, rel))
+}
+
+func (f *FS) removeAll(ctx context.Context, rel string) error {
+	if rel == "" {
+		return errRoot
+	}
+	s, err := f.find(rel, itself)
+	if err == unix.ENOENT || err == unix.ENOTDIR {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	if s.isDir() {
+		err = removeTree(ctx, s)
+	} else {
+		err = unix.Unlinkat(s.dir, s.name, 0)
+	}
+	if err == unix.ENOENT {
+		return nil
+	}
+	return err
+}
+
+const (
+	// maxOpenLevels bounds the descriptors that removeTree holds: what lies
+	// deeper is moved up before it is emptied.
+	maxOpenLevels = 64
+	// maxPasses bounds how often a directory that was read as empty is not: somebody
+	// keeps filling it.
+	maxPasses = 1000
+)
+
+// removeTree deletes a directory and everything below it. No path is built and
+// no link followed: every step is a single name in an open directory.
+func removeTree(ctx context.Context, s *spot) error {
+	t := &treeRemoval{ctx: ctx}
+	defer t.close()
+	err := t.enter(s.dir, s.name)
+	if err != nil {
+		return err
+	}
+	for len(t.levels) > 0 {
+		if err := t.step(s.dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// level is a directory being emptied.
+type level struct {
+	fd     int
+	name   string   // in the level above
+	names  []string // still to be removed
+	passes int
+}
+
+type treeRemoval struct {
+	ctx    context.Context
+	levels []*level
+}
+
+// enter opens a directory and makes it the current level.
+func (t *treeRemoval) enter(dir int, name string) error {
+	fd, err := openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	t.levels = append(t.levels, &level{fd: fd, name: name})
+	return nil
+}
+
+// step removes one name of the current level, reads more names, or removes the
+// empty level itself. base is the directory that holds the top level.
+func (t *treeRemoval) step(base int) error {
+	l := t.levels[len(t.levels)-1]
+	if len(l.names) > 0 {
+		name := l.names[len(l.names)-1]
+		l.names = l.names[:len(l.names)-1]
+		return t.removeName(l, name)
+	}
+	if _, err := unix.Seek(l.fd, 0, unix.SEEK_SET); err != nil {
+		return err
+	}
+	var err error
+	if l.names, err = readNames(t.ctx, l.fd); err != nil || len(l.names) > 0 {
+		return err
+	}
+	above := base
+	if n := len(t.levels); n > 1 {
+		above = t.levels[n-2].fd
+	}
+	err = unix.Unlinkat(above, l.name, unix.AT_REMOVEDIR)
+	if l.passes++; err == unix.ENOTEMPTY && l.passes < maxPasses {
+		return nil // somebody made a name meanwhile: another pass
+	}
+	if err != nil && (err != unix.ENOENT || len(t.levels) == 1) {
+		return err
+	}
+	_ = unix.Close(l.fd)
+	t.levels = t.levels[:len(t.levels)-1]
+	return nil
+}
+
+func (t *treeRemoval) removeName(l *level, name string) error {
+	err := unix.Unlinkat(l.fd, name, 0)
+	switch err {
+	case nil, unix.ENOENT:
+		return nil
+	case unix.EISDIR:
+	default:
+		return err
+	}
+	if len(t.levels) >= maxOpenLevels {
+		// To the top of the tree that goes anyway; it is read again later.
+		err = renameat(l.fd, name, t.levels[0].fd, tempName())
+	} else {
+		err = t.enter(l.fd, name)
+	}
+	if err == unix.ENOENT || err == unix.ENOTDIR {
+		return nil // changed meanwhile: the next pass sees what it is now
+	}
+	return err
+}
+
+func (t *treeRemoval) close() {
+	for _, l := range t.levels {
+		_ = unix.Close(l.fd)
+	}
+}

@@ -1,0 +1,257 @@
+package volumefs
+
+import (
+	"context"
+	"io"
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/microsandbox-go/microsandbox/internal/failpoint"
+)
+
+// Instants of a whole-file write, for the crash tests.
+var (
+	filledPoint  = failpoint.New("volumefs.filled")  // the data is synced, nothing has a name
+	replacePoint = failpoint.New("volumefs.replace") // the temporary has a name of its own
+	placedPoint  = failpoint.New("volumefs.placed")  // the file has its name
+)
+
+// WriteOptions of Write and OpenWrite.
+type WriteOptions struct {
+	// Durable also syncs the directory: when the call returns, the file is
+	// there after a power cut. Without it there is the old file or the new one.
+	Durable bool
+}
+
+// Write replaces the content of a file, or makes the file and its missing
+// parents.
+//
+// Readers, and a crash at any time, find the old content or the new one. Mode,
+// owner and user attributes of the old file are kept, setuid, setgid and
+// security.capability are dropped; other names of the old file, and who has it
+// open, keep the old content. Last links are followed inside the volume; one
+// that leads to nothing gets a file made there.
+func (f *FS) Write(ctx context.Context, path string, data []byte, o WriteOptions) error {
+	rel, err := f.begin(ctx, "write", path)
+	if err != nil {
+		return err
+	}
+	return f.end("write", path, f.write(rel, data, o))
+}
+
+func (f *FS) write(rel string, data []byte, o WriteOptions) error {
+	r, err := f.newReplacement(rel)
+	if err != nil {
+		return err
+	}
+	defer r.close()
+	if _, err := r.tmp.file.Write(data); err != nil {
+		return bare(err)
+	}
+	return r.commit(r.old(), o)
+}
+
+// replacement is a file on its way to its name.
+type replacement struct {
+	fs  *FS
+	to  *spot
+	tmp *temp
+}
+
+// newReplacement resolves a clean path and opens a temporary for it. Nothing in
+// the volume changes before commit: parents are made there.
+func (f *FS) newReplacement(rel string) (*replacement, error) {
+	if rel == "" {
+		return nil, errIsDir
+	}
+	s, err := f.find(rel, create)
+	if err != nil {
+		return nil, err
+	}
+	if s.exists() {
+		err = regular(&s.st, s.ov)
+	}
+	if err == nil {
+		var t *temp
+		if t, err = f.newTemp(s.dir); err == nil {
+			return &replacement{fs: f, to: s, tmp: t}, nil
+		}
+	}
+	s.close()
+	return nil, err
+}
+
+// close releases everything; what was not committed is gone.
+func (r *replacement) close() {
+	r.tmp.discard()
+	r.to.close()
+}
+
+// old is the file whose metadata the new one takes over, nil if there is none.
+func (r *replacement) old() *metadata {
+	if !r.to.exists() {
+		return nil
+	}
+	return &metadata{fd: r.to.fd}
+}
+
+// commit gives the file the metadata of like (nil: that of a new file), makes
+// it durable, then its parents, then its name.
+func (r *replacement) commit(like *metadata, o WriteOptions) error {
+	if like != nil {
+		if err := r.fs.copyMetadata(like, r.tmp.fd()); err != nil {
+			return err
+		}
+	}
+	if err := unix.Fdatasync(r.tmp.fd()); err != nil {
+		return err
+	}
+	if err := filledPoint.Hit(); err != nil {
+		return err
+	}
+	made, err := makeDirs(r.to.dir, r.to.missing)
+	if err != nil {
+		return err
+	}
+	if err := r.tmp.place(made.end(), r.to.name); err != nil {
+		made.undo()
+		return err
+	}
+	defer made.close()
+	if err := placedPoint.Hit(); err != nil {
+		return err
+	}
+	if o.Durable {
+		return made.sync()
+	}
+	return nil
+}
+
+// WriteStream is a file being written. Nothing of it is seen before Close. It
+// is not safe for concurrent use.
+type WriteStream struct {
+	fs     *FS
+	ctx    context.Context
+	path   string
+	opts   WriteOptions
+	r      *replacement // nil once closed
+	err    error        // the first failure; Close reports it again
+	behind int64        // bytes written since writeback was last started
+	off    int64
+	leaked runtime.Cleanup // takes care of a stream that nobody closed
+}
+
+// OpenWrite opens a file for writing in pieces, to the rules of Write. ctx
+// bounds the whole stream: when it ends before Close, Close fails and the old
+// file stays.
+func (f *FS) OpenWrite(ctx context.Context, path string, o WriteOptions) (*WriteStream, error) {
+	rel, err := f.begin(ctx, "write", path)
+	if err != nil {
+		return nil, err
+	}
+	r, err := f.newReplacement(rel)
+	if err := f.end("write", path, err); err != nil {
+		if r != nil {
+			r.close()
+		}
+		return nil, err
+	}
+	w := &WriteStream{fs: f, ctx: ctx, path: path, opts: o, r: r}
+	w.leaked = runtime.AddCleanup(w, (*replacement).close, r)
+	return w, nil
+}
+
+// Write appends p.
+func (w *WriteStream) Write(p []byte) (int, error) {
+	if err := w.ready(); err != nil {
+		return 0, err
+	}
+	n, err := w.r.tmp.file.Write(p)
+	w.wrote(int64(n))
+	return n, w.failed(bare(err))
+}
+
+// ReadFrom is io.ReaderFrom: the kernel moves the bytes where src is a file or
+// a pipe.
+func (w *WriteStream) ReadFrom(src io.Reader) (int64, error) {
+	if err := w.ready(); err != nil {
+		return 0, err
+	}
+	var total int64
+	for {
+		n, err := w.r.tmp.file.ReadFrom(&io.LimitedReader{R: src, N: writeback})
+		total += n
+		w.wrote(n)
+		if err != nil || n < writeback {
+			return total, w.failed(bare(err))
+		}
+		if err := w.ready(); err != nil {
+			return total, err
+		}
+	}
+}
+
+// writeback is how much is written before the disk is told to start: the sync
+// in Close then has little left to wait for.
+const writeback = 8 << 20
+
+func (w *WriteStream) wrote(n int64) {
+	w.off += n
+	if w.behind += n; w.behind >= writeback {
+		_ = unix.SyncFileRange(w.r.tmp.fd(), w.off-w.behind, w.behind, unix.SYNC_FILE_RANGE_WRITE)
+		w.behind = 0
+	}
+}
+
+// Close commits the file and returns the first error of the stream, in which
+// case the old file stays. A second Close does nothing.
+func (w *WriteStream) Close() error {
+	if w.r == nil {
+		return nil
+	}
+	defer w.Abort()
+	if err := w.ready(); err != nil {
+		return err
+	}
+	err := w.r.commit(w.r.old(), w.opts)
+	return w.failed(w.fs.end("write", w.path, err))
+}
+
+// Abort gives the stream up: the old file stays. After Close it does nothing.
+func (w *WriteStream) Abort() {
+	if w.r != nil {
+		w.leaked.Stop()
+		w.r.close()
+		w.r = nil
+	}
+}
+
+func (w *WriteStream) ready() error {
+	switch {
+	case w.err != nil:
+		return w.err
+	case w.r == nil:
+		return w.fs.fault("write", w.path, os.ErrClosed)
+	}
+	return w.failed(w.ctx.Err())
+}
+
+// failed remembers the first error.
+func (w *WriteStream) failed(err error) error {
+	if err != nil && w.err == nil {
+		w.err = w.fs.fault("write", w.path, err)
+		return w.err
+	}
+	return err
+}
+
+// bare takes the file name of a temporary, which means nothing to anybody, out
+// of an error.
+func bare(err error) error {
+	if p, ok := err.(*os.PathError); ok {
+		return p.Err
+	}
+	return err
+}
