@@ -1,0 +1,6 @@
+package qemu
+
+// rdtsc reads the time stamp counter after all earlier instructions.
+func rdtsc() uint64
+
+const hasTSC = true
