@@ -15,7 +15,7 @@ import (
 func standInProbe(kind string) int {
 	switch kind {
 	case "probe-hangs":
-		select {}
+		hang()
 	case "probe-crashes":
 		fmt.Fprintln(os.Stderr, "boom")
 		return 3

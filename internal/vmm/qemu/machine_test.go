@@ -37,13 +37,13 @@ func standInQEMU(kind string) int {
 		fmt.Fprintln(os.Stderr, "qemu: could not do it")
 		return 1
 	case "silent":
-		select {}
+		hang()
 	case "internal-error":
 		greet()
 		fmt.Fprintln(mon, `{"event": "STOP"}`)
 		_, _ = in.ReadString('\n')
 		fmt.Fprintln(mon, `{"return": {"status": "internal-error", "running": false}}`)
-		select {} // neither exits nor says so, as the real one
+		hang() // neither exits nor says so, as the real one
 	case "runs":
 		greet()
 		_, _ = in.ReadString('\n') // until the other end has gone

@@ -3,6 +3,7 @@ package qemu
 import (
 	"os"
 	"testing"
+	"time"
 )
 
 // standInEnv makes the test binary play a program that fails in a certain way.
@@ -16,4 +17,11 @@ func TestMain(m *testing.M) {
 		os.Exit(standInQEMU(kind))
 	}
 	os.Exit(m.Run())
+}
+
+// hang does nothing for ever, without the runtime calling it a deadlock.
+func hang() {
+	for {
+		time.Sleep(time.Hour)
+	}
 }
