@@ -11,6 +11,7 @@ import (
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	"github.com/microsandbox-go/microsandbox/internal/failpoint"
+	"github.com/microsandbox-go/microsandbox/internal/fuseserver"
 	"github.com/microsandbox-go/microsandbox/internal/home"
 	"github.com/microsandbox-go/microsandbox/internal/volstore"
 )
@@ -300,6 +301,9 @@ func (p *provision) probeOne(s *Spec, v *volstore.Volume) error {
 		return at(s, err)
 	}
 	defer root.Close()
+	if err := fuseserver.Probe(int(root.Fd()), orDefault(s.StatVirt, StatStrict), s.Readonly); err != nil {
+		return at(s, err)
+	}
 	return nil
 }
 

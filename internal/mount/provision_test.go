@@ -562,3 +562,65 @@ func TestProvisionKeepsOrder(t *testing.T) {
 		t.Errorf("not normalized: %+v", n)
 	}
 }
+
+// TestProvisionProbes covers T-30 and T-31 before any boot: strict fails where
+// user attributes are missing and names the way out, relaxed and off do not.
+func TestProvisionProbes(t *testing.T) {
+	f := newFake(t)
+	dir := noAttributes(t)
+	for _, policy := range []string{"", StatStrict} {
+		s := bindSpec(dir)
+		s.StatVirt = policy
+		err := provisionErr(t, f, namedSpec("/v", "vol", ModeCreate, ""), s)
+		var e *errdefs.Error
+		if !errors.As(err, &e) || !strings.Contains(err.Error(), `bind mount at "/m"`) || !strings.Contains(e.Hint, "stat-virt=relaxed") {
+			t.Errorf("policy %q: %v", policy, err)
+		}
+	}
+	for _, policy := range []string{StatRelaxed, StatOff} {
+		s := bindSpec(dir)
+		s.StatVirt = policy
+		if _, _, err := Provision(t.Context(), f, f.h, []Spec{s}); err != nil {
+			t.Errorf("policy %q: %v", policy, err)
+		}
+	}
+}
+
+// noAttributes returns a directory without extended attributes of users.
+func noAttributes(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := unix.Mount("msb-test", dir, "ramfs", 0, ""); err != nil {
+		t.Skipf("needs to mount a ramfs: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+// TestProvisionProbesReadonly: on a read-only mount the probe writes nothing,
+// so that a read-only file system can be mounted under strict.
+func TestProvisionProbesReadonly(t *testing.T) {
+	f := newFake(t)
+	dir := t.TempDir()
+	if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
+		t.Skipf("needs to bind-mount: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := unix.Mount("", dir, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+		t.Skipf("needs to remount: %v", err)
+	}
+	s := bindSpec(dir)
+	wantInvalid(t, provisionErr(t, f, s), `bind mount at "/m"`)
+	s.Readonly = true
+	if _, _, err := Provision(t.Context(), f, f.h, []Spec{s}); err != nil {
+		t.Error(err)
+	}
+}
