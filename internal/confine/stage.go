@@ -127,7 +127,11 @@ func (s *stage) watchParent() error {
 	}
 	if s.ParentPidfd >= 0 {
 		fds := []unix.PollFd{{Fd: int32(s.ParentPidfd), Events: unix.POLLIN}}
-		if n, err := unix.Poll(fds, 0); err != nil || n != 0 {
+		n, err := unix.Poll(fds, 0)
+		for err == unix.EINTR {
+			n, err = unix.Poll(fds, 0)
+		}
+		if err != nil || n != 0 {
 			return fmt.Errorf("process %d, which started this one, is gone", s.Parent)
 		}
 		return nil
