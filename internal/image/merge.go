@@ -28,6 +28,9 @@ func (t *tree) apply(h *tar.Header, layer, seq int32) error {
 	if clean == "" {
 		return t.applyRoot(h, layer)
 	}
+	if isAufs(clean) {
+		return nil
+	}
 	if strings.HasPrefix(name, whiteoutPrefix) {
 		return t.whiteout(dirName, name, layer)
 	}
@@ -98,10 +101,17 @@ func (t *tree) applyRoot(h *tar.Header, layer int32) error {
 	return nil
 }
 
-func (t *tree) whiteout(dirName, name string, layer int32) error {
-	if strings.HasPrefix(name, whiteoutMeta) && name != whiteoutOpaque {
-		return nil // bookkeeping of the aufs driver
+// isAufs says whether a path is, or lies in, bookkeeping of the aufs driver.
+func isAufs(clean string) bool {
+	for part := range strings.SplitSeq(clean, "/") {
+		if strings.HasPrefix(part, whiteoutMeta) && part != whiteoutOpaque {
+			return true
+		}
 	}
+	return false
+}
+
+func (t *tree) whiteout(dirName, name string, layer int32) error {
 	dir, err := t.dir(t.root, dirName, layer, mustExist)
 	if dir == nil || err != nil {
 		return err

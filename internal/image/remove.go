@@ -18,8 +18,8 @@ import (
 // PruneReport says what Prune removed.
 type PruneReport struct {
 	References int
-	Manifests  int   // with their configurations
-	Layers     int   // and what was left of broken downloads
+	Manifests  int // with their configurations
+	Layers     int
 	Roots      int   // root file systems
 	Bytes      int64 // given back to the file system
 }

@@ -27,8 +27,10 @@ func (i *Image) ResolveUser(spec string) (uid, gid uint32, err error) {
 	if !hasGroup || group == "" {
 		return uid, gid, nil
 	}
-	gid, err = i.lookupGroup(groups, group)
-	return uid, gid, err
+	if gid, err = i.lookupGroup(groups, group); err != nil {
+		return 0, 0, err
+	}
+	return uid, gid, nil
 }
 
 func (i *Image) lookupUser(passwd, user string) (uid, gid uint32, err error) {
