@@ -37,8 +37,9 @@ type Volumes interface {
 // The function removes exactly the volumes made here, unless somebody uses or
 // has filled them by then. It works after ctx is cancelled and never is nil.
 //
-// A process killed between here and the sandbox's record leaves a complete,
-// empty volume behind.
+// The resolved mounts say which volumes were made here: stored at once with the
+// sandbox's record, they let the next command take them back with TakeBack if
+// this process is killed.
 //
 // Errors: those of Validate; [errdefs.UnsupportedOperation] for what does not
 // work yet; [errdefs.VolumeNotFound], [errdefs.VolumeAlreadyExists].
@@ -78,6 +79,9 @@ func Provision(ctx context.Context, st Volumes, h home.Dir, specs []Spec) (resol
 // directories and files by now and are resolved anew. Nothing is made.
 func Refresh(ctx context.Context, st Volumes, h home.Dir, resolved []Spec) ([]Spec, error) {
 	p := &provision{volumes: st, specs: slices.Clone(resolved), found: make([]*volstore.Volume, len(resolved))}
+	for i := range p.specs { // from now on they are the user's
+		p.specs[i].Resolved.Made, p.specs[i].Resolved.MadeNS = false, 0
+	}
 	for _, step := range []func(context.Context) error{
 		p.checkSupported,
 		func(context.Context) error { return p.resolveHosts(h) },
@@ -203,6 +207,7 @@ func (p *provision) makeVolumes(ctx context.Context) error {
 		}
 		if created {
 			p.made = append(p.made, v)
+			s.Resolved.Made, s.Resolved.MadeNS = true, imageTime(v)
 		}
 		p.found[i] = v
 		if err := volumeMade.Hit(); err != nil {
@@ -310,18 +315,51 @@ func (p *provision) probeOne(s *Spec, v *volstore.Volume) error {
 // undoTimeout bounds taking volumes back: nobody waits for a failed launch.
 const undoTimeout = 30 * time.Second
 
-// undo removes the volumes made by this call, the last one first. A volume that
-// is attached, or has files, belongs to somebody else by now and stays.
+// undo takes back what this call made, once.
 func (p *provision) undo(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
 	for _, v := range slices.Backward(p.made) {
-		if v.Kind == VolumeDir && !emptyDir(v.Path) {
-			continue
-		}
-		_ = p.volumes.RemoveID(ctx, v.ID)
+		takeBack(ctx, p.volumes, v)
 	}
 	p.made = nil
+}
+
+// TakeBack does what the function returned by Provision does, for a launch
+// whose process was killed: it removes the volumes that the launch made. Much
+// time may have passed, so a disk volume stays if its image was written to at
+// all. Resolved mounts of a sandbox that was ever running must not be given to
+// it.
+func TakeBack(ctx context.Context, st Volumes, resolved []Spec) {
+	for _, s := range slices.Backward(resolved) {
+		if !s.Resolved.Made {
+			continue
+		}
+		v, err := st.GetByID(ctx, s.Resolved.VolumeID)
+		if err == nil && imageTime(v) == s.Resolved.MadeNS {
+			takeBack(ctx, st, v)
+		}
+	}
+}
+
+// takeBack removes a volume that a failed launch made. One that is attached, or
+// has files, belongs to somebody else by now and stays. There is nobody to tell
+// about a failure: the launch's own error is what matters.
+func takeBack(ctx context.Context, st Volumes, v *volstore.Volume) {
+	if v.Kind == VolumeDir && !emptyDir(v.Path) {
+		return
+	}
+	_ = st.RemoveID(ctx, v.ID)
+}
+
+// imageTime is when the image of a disk volume was last written to, in Unix
+// nanoseconds; 0 for a directory volume.
+func imageTime(v *volstore.Volume) int64 {
+	fi, err := os.Lstat(v.DiskPath)
+	if err != nil {
+		return 0
+	}
+	return fi.ModTime().UnixNano()
 }
 
 func emptyDir(dir string) bool {

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -382,6 +383,54 @@ func TestProvisionRollsBack(t *testing.T) {
 	})
 }
 
+// TestTakeBack: the stored mounts of a killed launch are enough to remove what
+// it made, and nothing else; twice does no harm.
+func TestTakeBack(t *testing.T) {
+	f := newFake(t)
+	f.add("old", VolumeDir)
+	resolved, _, err := Provision(t.Context(), f, f.h, []Spec{
+		namedSpec("/a", "old", ModeEnsureExists, ""), namedSpec("/b", "new", ModeEnsureExists, ""), namedSpec("/c", "old", "", ""),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		TakeBack(t.Context(), f, resolved)
+		if len(f.volumes) != 1 || f.volumes["old"] == nil {
+			t.Errorf("left: %v", f.volumes)
+		}
+	}
+	// A disk that somebody has written to by then stays.
+	resolved, _, err = Provision(t.Context(), f, f.h, []Spec{namedSpec("/a", "d1", ModeCreate, VolumeDisk), namedSpec("/b", "d2", ModeCreate, VolumeDisk)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(f.volumes["d2"].DiskPath, []byte("data"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	later := time.Now().Add(time.Second)
+	if err := os.Chtimes(f.volumes["d2"].DiskPath, later, later); err != nil {
+		t.Fatal(err)
+	}
+	TakeBack(t.Context(), f, resolved)
+	if f.volumes["d1"] != nil || f.volumes["d2"] == nil {
+		t.Errorf("left: %v", f.volumes)
+	}
+	// A successor of the name is not touched.
+	resolved, _, err = Provision(t.Context(), f, f.h, []Spec{namedSpec("/b", "new", ModeCreate, "")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.RemoveID(t.Context(), resolved[0].Resolved.VolumeID); err != nil {
+		t.Fatal(err)
+	}
+	f.add("new", VolumeDir)
+	TakeBack(t.Context(), f, resolved)
+	if f.volumes["new"] == nil {
+		t.Error("a volume made later was removed")
+	}
+}
+
 // TestUndoKeepsWhatOthersUse: files that somebody put into a new volume are not
 // the launch's to delete.
 func TestUndoKeepsWhatOthersUse(t *testing.T) {
@@ -431,7 +480,7 @@ func TestProvisionOneLaunch(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if resolved[0].Resolved != resolved[1].Resolved {
+		if resolved[0].Resolved.VolumeID != resolved[1].Resolved.VolumeID {
 			t.Errorf("two volumes: %+v", resolved)
 		}
 	})
@@ -486,6 +535,10 @@ func TestResolvedSurvivesStorage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if !resolved[1].Resolved.Made || again[1].Resolved.Made {
+		t.Error("made by the launch, and not by the start")
+	}
+	again[1].Resolved.Made = true
 	b2, err := json.Marshal(again)
 	if err != nil {
 		t.Fatal(err)

@@ -97,6 +97,8 @@ type Named struct {
 type Resolved struct {
 	VolumeID   string `json:"volume_id,omitempty"`   // named
 	VolumeKind string `json:"volume_kind,omitempty"` // named: VolumeDir or VolumeDisk
+	Made       bool   `json:"made,omitempty"`        // named: the volume was made for this sandbox
+	MadeNS     int64  `json:"made_ns,omitempty"`     // made disk volume: modification time of the new image
 	// Dev and Ino identify the directory or image behind a host path.
 	Dev uint64 `json:"dev,omitempty"`
 	Ino uint64 `json:"ino,omitempty"`
