@@ -73,7 +73,7 @@ func (v mountValue) Set(text string) error {
 	return nil
 }
 
-// mountHelp explains the grammar; commands append it to their long help.
+// mountHelp explains the grammar in the long help of commands that mount.
 const mountHelp = `Mounts: SOURCE ends at the first ":" that a "/" follows, the guest path at the
 next ":". OPTIONS are separated by commas:
 
@@ -90,8 +90,12 @@ A SIZE is a number of MiB, or has a unit: 512M, 1G, 1.5G. With -v a SOURCE that
 is "." or ".." or begins with "/", "./" or "../" is a host path, any other a
 volume, which is made if it does not exist.`
 
-// addMountFlags adds the mount flags to cmd.
+// addMountFlags adds the mount flags to cmd, and their grammar to its help.
 func addMountFlags(cmd *cobra.Command) *mountFlags {
+	if cmd.Long == "" {
+		cmd.Long = cmd.Short + "."
+	}
+	cmd.Long += "\n\n" + mountHelp
 	f := &mountFlags{}
 	flags := cmd.Flags()
 	flags.VarP(mountValue{f, flagVolume}, "volume", "v", "mount a host path or a named volume")

@@ -4,6 +4,8 @@ import (
 	"path"
 	"slices"
 	"strings"
+
+	"github.com/microsandbox-go/microsandbox/internal/diskimg"
 )
 
 // Kinds of a mount.
@@ -114,17 +116,7 @@ func (s *Spec) FormatOf() string {
 	if s.Format != "" {
 		return s.Format
 	}
-	return formatByName(s.Source)
-}
-
-func formatByName(file string) string {
-	switch path.Ext(file) {
-	case ".qcow2":
-		return FormatQcow2
-	case ".vmdk":
-		return FormatVmdk
-	}
-	return FormatRaw
+	return diskimg.FormatOf(s.Source)
 }
 
 // normalized spells every value the one way that later steps read: cleaned
