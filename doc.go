@@ -35,6 +35,3 @@
 // Programs written for the peer's Go SDK compile after changing the import
 // path; docs/reference.md lists every promise with the test that shows it.
 package microsandbox
-
-// Version is the version of this module and of the msb command built from it.
-const Version = "0.1.0-dev"

@@ -7,14 +7,14 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/microsandbox-go/microsandbox"
+	"github.com/microsandbox-go/microsandbox/internal/version"
 )
 
 // newRootCmd returns the tree of commands. Nothing is read or opened here: it
 // is built anew for every start.
 func newRootCmd() *cobra.Command {
 	root := newGroup("msb", "Persistent volumes for microVM sandboxes", "")
-	root.Version = microsandbox.Version
+	root.Version = version.Version
 	root.SetVersionTemplate("msb {{.Version}}\n")
 	root.SilenceErrors = true
 	root.SilenceUsage = true
@@ -23,6 +23,8 @@ func newRootCmd() *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(
 		newVersionCmd(),
+		newVolumeCmd(),
+		newVolumesCmd(),
 		newVirtiofsCmd(),
 	)
 	return root

@@ -7,7 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/microsandbox-go/microsandbox"
+	"github.com/microsandbox-go/microsandbox/internal/version"
 )
 
 // versionInfo is what `msb version --format json` prints.
@@ -40,7 +40,7 @@ func newVersionCmd() *cobra.Command {
 
 func buildVersion() versionInfo {
 	v := versionInfo{
-		Version:  microsandbox.Version,
+		Version:  version.Version,
 		Go:       runtime.Version(),
 		Platform: runtime.GOOS + "/" + runtime.GOARCH,
 	}

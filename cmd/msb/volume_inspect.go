@@ -1,0 +1,97 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/microsandbox-go/microsandbox"
+)
+
+// volumeDetails is a volume in `msb volume inspect --format json`.
+type volumeDetails struct {
+	volumeJSON
+	Backend  string  `json:"backend"`
+	DiskPath *string `json:"disk_path"`
+	ID       string  `json:"id"`
+	Path     string  `json:"path"`
+}
+
+func newVolumeInspectCmd() *cobra.Command {
+	var format outputFormat
+	cmd := &cobra.Command{
+		Use:               "inspect NAME",
+		Short:             "Show everything about a volume",
+		Args:              args(cobra.ExactArgs(1)),
+		ValidArgsFunction: completeVolumes(false),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			h, err := microsandbox.GetVolume(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			if format == formatJSON {
+				return printJSON(cmd.OutOrStdout(), inspectVolume(h))
+			}
+			return printVolume(cmd.OutOrStdout(), h)
+		},
+	}
+	formatFlag(cmd, &format)
+	return cmd
+}
+
+func inspectVolume(h *microsandbox.VolumeHandle) volumeDetails {
+	d := volumeDetails{volumeJSON: describeVolume(h), Backend: string(h.BackendKind()), DiskPath: h.DiskPath(), Path: h.Path()}
+	if l := h.Local(); l != nil {
+		d.ID = l.ID
+	} else if c := h.Cloud(); c != nil {
+		d.ID = c.ID
+	}
+	return d
+}
+
+// printVolume writes one field a line, the name of the field 16 columns wide.
+func printVolume(w io.Writer, h *microsandbox.VolumeHandle) error {
+	fields := [][2]string{{"Name", h.Name()}, {"Kind", string(h.Kind())}}
+	if h.Kind() == microsandbox.VolumeKindDisk {
+		fields = append(fields, [][2]string{
+			{"Format", orDash(h.DiskFormat())}, {"Filesystem", orDash(h.DiskFstype())},
+			{"Capacity", volumeSize(h)}, {"Path", orDash(h.DiskPath())},
+		}...)
+	} else {
+		quota := volumeSize(h)
+		if quota == "-" {
+			quota = "unlimited"
+		}
+		fields = append(fields, [2]string{"Quota", quota}, [2]string{"Path", h.Path()})
+	}
+	fields = append(fields, [][2]string{
+		{"Used", formatBytes(h.UsedBytes())}, {"Backend", string(h.BackendKind())},
+		{"Created", formatTime(h.CreatedAt())}, {"Labels", labelText(h.LabelPairs())},
+	}...)
+	for _, f := range fields {
+		if _, err := fmt.Fprintf(w, "%-16s%s\n", f[0], printable(f[1])); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func orDash(s *string) string {
+	if s == nil {
+		return "-"
+	}
+	return *s
+}
+
+func labelText(labels []microsandbox.Label) string {
+	if len(labels) == 0 {
+		return "-"
+	}
+	parts := make([]string, len(labels))
+	for i, l := range labels {
+		parts[i] = l.Key + "=" + l.Value
+	}
+	return strings.Join(parts, ", ")
+}
