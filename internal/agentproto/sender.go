@@ -31,7 +31,8 @@ var (
 // frames first, then the data of all sessions in turn, each within its window.
 // Its methods may be called from several goroutines; Run writes.
 //
-// Data blocks its caller while the session has no credit; nothing else blocks.
+// [Stream.Data] blocks its caller while the session has no credit; nothing else
+// but Drain blocks.
 type Sender struct {
 	w io.Writer
 
@@ -41,6 +42,8 @@ type Sender struct {
 	queued   int // bytes in control
 	sessions map[uint32]*session
 	turn     []*session // sessions with frames to write, in order
+	writing  bool       // Run is in w.Write
+	idle     sync.Cond  // signalled when nothing is left to write
 	err      error
 }
 
@@ -58,22 +61,31 @@ type session struct {
 // NewSender returns a sender that writes to w. It starts nothing: call Run.
 func NewSender(w io.Writer) *Sender {
 	s := &Sender{w: w, sessions: map[uint32]*session{}}
-	s.work.L = &s.mu
+	s.work.L, s.idle.L = &s.mu, &s.mu
 	return s
 }
 
-// Open gives id a fresh window. An id that is open starts over.
-func (s *Sender) Open(id uint32) {
+// Stream is the sending side of one session. It stays bound to its session: once
+// that is dropped its methods fail, also when the id is opened again.
+type Stream struct {
+	s  *Sender
+	ss *session
+}
+
+// Open gives id a fresh window. An id that is open starts over; the stream it
+// had is dropped.
+func (s *Sender) Open(id uint32) *Stream {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.drop(id)
 	ss := &session{id: id, credit: Window}
 	ss.room.L = &s.mu
 	s.sessions[id] = ss
+	return &Stream{s, ss}
 }
 
-// Drop forgets id: its waiting data is thrown away and blocked calls of Data
-// return [ErrNoSession].
+// Drop forgets id: its waiting data is thrown away and blocked calls of
+// [Stream.Data] return [ErrNoSession].
 func (s *Sender) Drop(id uint32) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -99,47 +111,58 @@ func (s *Sender) Credit(id uint32, n uint32) {
 	}
 }
 
-// Data sends a data frame of at most MaxData bytes on id. It blocks until the
-// session has credit; p may be reused when it returns.
-func (s *Sender) Data(id uint32, typ string, p []byte) error {
+// Data sends a data frame of at most MaxData bytes. It blocks until the session
+// has credit; p may be reused when it returns.
+func (st *Stream) Data(typ string, p []byte) error {
 	if len(p) > MaxData {
 		return fmt.Errorf("%w: %d bytes of data", ErrFrameLength, len(p))
 	}
 	body := EncodeData(typ, p)
+	s, ss := st.s, st.ss
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	ss := s.sessions[id]
-	for ss != nil && !ss.closed && !ss.final && s.err == nil && (len(ss.frames) > 0 || ss.credit < len(body)) {
+	for !ss.closed && !ss.final && s.err == nil && (len(ss.frames) > 0 || ss.credit < len(body)) {
 		ss.room.Wait()
 	}
 	switch {
 	case s.err != nil:
 		return s.err
-	case ss == nil || ss.closed || ss.final:
+	case ss.closed || ss.final:
 		return ErrNoSession
 	}
 	ss.credit -= len(body)
-	s.push(ss, Frame{ID: id, Flags: FlagData, Body: body})
+	s.push(ss, Frame{ID: ss.id, Flags: FlagData, Body: body})
 	return nil
 }
 
-// Final sends the last frame of an id behind all of its data, without credit,
-// and forgets the id once it is on its way.
-func (s *Sender) Final(f Frame) error {
+// Final sends the session's last frame behind all of its data, without credit;
+// the id is forgotten once it is on its way.
+func (st *Stream) Final(flags uint8, body []byte) error {
+	s, ss := st.s, st.ss
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.err != nil {
 		return s.err
 	}
-	ss := s.sessions[f.ID]
-	if ss == nil || ss.final {
+	if ss.closed || ss.final {
 		return ErrNoSession
 	}
-	for _, part := range fragments(f) {
+	for _, part := range fragments(Frame{ID: ss.id, Flags: flags, Body: body}) {
 		s.push(ss, part)
 	}
 	ss.final = true
 	return nil
+}
+
+// Control sends a control frame of the session, unless that has ended.
+func (st *Stream) Control(body []byte) error {
+	s, ss := st.s, st.ss
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if ss.closed || ss.final {
+		return ErrNoSession
+	}
+	return s.addControl(Frame{ID: ss.id, Body: body})
 }
 
 // push appends a frame to a session and puts it in turn. s.mu is held.
@@ -157,6 +180,11 @@ func (s *Sender) push(ss *session, f Frame) {
 func (s *Sender) Control(f Frame) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.addControl(f)
+}
+
+// addControl queues a control frame. s.mu is held.
+func (s *Sender) addControl(f Frame) error {
 	if s.err != nil {
 		return s.err
 	}
@@ -202,7 +230,9 @@ func (s *Sender) Run() error {
 func (s *Sender) next(buf []byte) ([]byte, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.writing = false
 	for len(s.control) == 0 && len(s.turn) == 0 && s.err == nil {
+		s.idle.Broadcast()
 		s.work.Wait()
 	}
 	if s.err != nil {
@@ -215,6 +245,7 @@ func (s *Sender) next(buf []byte) ([]byte, error) {
 		}
 		buf = AppendFrame(buf, f)
 	}
+	s.writing = len(buf) > 0
 	return buf, nil
 }
 
@@ -249,6 +280,17 @@ func (s *Sender) pop() (Frame, bool) {
 	return Frame{}, false
 }
 
+// Drain waits until everything queued has been written, or the sender ended;
+// then it returns that error.
+func (s *Sender) Drain() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.err == nil && (len(s.control) > 0 || len(s.turn) > 0 || s.writing) {
+		s.idle.Wait()
+	}
+	return s.err
+}
+
 // Close ends the sender: Run, and all present and later calls, return err.
 // It does not close the writer. The first error stays.
 func (s *Sender) Close(err error) {
@@ -263,6 +305,7 @@ func (s *Sender) fail(err error) {
 	}
 	s.err = err
 	s.work.Broadcast()
+	s.idle.Broadcast()
 	for _, ss := range s.sessions {
 		ss.room.Broadcast()
 	}

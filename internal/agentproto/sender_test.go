@@ -34,13 +34,12 @@ func read(t *testing.T, r *LinkReader) (Frame, string, []byte) {
 
 func TestSenderStopsWithoutCredit(t *testing.T) {
 	s, r := link(t)
-	s.Open(1)
-	s.Open(2)
+	one, two := s.Open(1), s.Open(2)
 	chunk := make([]byte, MaxData)
 	sent := make(chan error)
 	go func() {
 		for {
-			err := s.Data(1, MsgStdout, chunk)
+			err := one.Data(MsgStdout, chunk)
 			sent <- err
 			if err != nil {
 				return
@@ -54,7 +53,7 @@ func TestSenderStopsWithoutCredit(t *testing.T) {
 		got += len(f.Body)
 	}
 	// The fifth waits; another session and control frames do not.
-	if err := s.Data(2, MsgStdout, []byte("x")); err != nil {
+	if err := two.Data(MsgStdout, []byte("x")); err != nil {
 		t.Fatal(err)
 	}
 	if f, _, _ := read(t, r); f.ID != 2 {
@@ -88,14 +87,14 @@ func TestSenderStopsWithoutCredit(t *testing.T) {
 
 func TestSenderFinalComesLast(t *testing.T) {
 	s, r := link(t)
-	s.Open(1)
-	if err := s.Data(1, MsgStdout, []byte("a")); err != nil {
+	one := s.Open(1)
+	if err := one.Data(MsgStdout, []byte("a")); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Final(Frame{ID: 1, Flags: FlagTerminal, Body: MustEncode(MsgExited, Exited{Code: 3})}); err != nil {
+	if err := one.Final(FlagTerminal, MustEncode(MsgExited, Exited{Code: 3})); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Data(1, MsgStdout, []byte("late")); !errors.Is(err, ErrNoSession) {
+	if err := one.Data(MsgStdout, []byte("late")); !errors.Is(err, ErrNoSession) {
 		t.Errorf("Data after Final: %v", err)
 	}
 	if _, typ, _ := read(t, r); typ != MsgStdout {
@@ -104,7 +103,7 @@ func TestSenderFinalComesLast(t *testing.T) {
 	if f, typ, _ := read(t, r); typ != MsgExited || f.Flags != FlagTerminal {
 		t.Fatalf("second frame is %s %b", typ, f.Flags)
 	}
-	if err := s.Final(Frame{ID: 1}); !errors.Is(err, ErrNoSession) {
+	if err := one.Final(0, nil); !errors.Is(err, ErrNoSession) {
 		t.Errorf("second Final: %v", err)
 	}
 }
@@ -115,12 +114,12 @@ func TestLinkJoinsLongFrames(t *testing.T) {
 	for i := range list {
 		list[i] = FSEntry{Path: "/a/file/with/some/longer/name", Kind: KindFile}
 	}
-	s.Open(9)
+	nine := s.Open(9)
 	body := MustEncode(MsgFSResponse, FSResponse{OK: true, Data: &FSData{List: &list}})
 	if len(body) < 5*MaxLinkFrame {
 		t.Fatalf("only %d bytes", len(body))
 	}
-	if err := s.Final(Frame{ID: 9, Flags: FlagTerminal, Body: body}); err != nil {
+	if err := nine.Final(FlagTerminal, body); err != nil {
 		t.Fatal(err)
 	}
 	f, err := r.ReadFrame()
@@ -177,5 +176,30 @@ func TestMeterNeverStarves(t *testing.T) {
 		}
 		avail -= frame
 		avail += int(m.Add(frame))
+	}
+}
+
+// TestStreamOutlivedByItsID: an operation that ends after its client has gone
+// must not answer the next client that gets the id.
+func TestStreamOutlivedByItsID(t *testing.T) {
+	s, r := link(t)
+	old := s.Open(1)
+	s.Drop(1)
+	fresh := s.Open(1)
+	for name, err := range map[string]error{
+		"Data": old.Data(MsgFSData, []byte("stale")), "Final": old.Final(FlagTerminal, nil), "Control": old.Control(nil),
+	} {
+		if !errors.Is(err, ErrNoSession) {
+			t.Errorf("%s on a dropped stream: %v", name, err)
+		}
+	}
+	if err := fresh.Data(MsgFSData, []byte("new")); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, p := read(t, r); !bytes.HasSuffix(p, []byte("new")) {
+		t.Errorf("got %q", p)
+	}
+	if err := s.Drain(); err != nil {
+		t.Errorf("Drain: %v", err)
 	}
 }
