@@ -26,7 +26,9 @@ func newRootCmd() *cobra.Command {
 		newVolumeCmd(),
 		newVolumesCmd(),
 		newVirtiofsCmd(),
+		newImageCmd(),
 	)
+	root.AddCommand(newImageShortcuts()...)
 	return root
 }
 
