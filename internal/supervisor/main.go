@@ -92,8 +92,7 @@ func (s *supervisor) main(attached bool, out *json.Encoder, statusFile *os.File)
 		<-lifeline
 		cancel()
 	}()
-	if err := s.start(ctx, func(step string) { _ = out.Encode(status{Step: step}) }); err != nil {
-		s.tearDown()
+	if err := s.startAny(ctx, func(step string) { _ = out.Encode(status{Step: step}) }); err != nil {
 		_ = out.Encode(status{Failure: newFailure(err)})
 		return 1
 	}

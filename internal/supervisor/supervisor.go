@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -19,6 +20,7 @@ import (
 	"github.com/microsandbox-go/microsandbox/internal/kernel"
 	"github.com/microsandbox-go/microsandbox/internal/mount"
 	"github.com/microsandbox-go/microsandbox/internal/vmm"
+	"github.com/microsandbox-go/microsandbox/internal/vmm/qemu"
 )
 
 // Sockets in a sandbox's run directory.
@@ -39,6 +41,7 @@ const UpperFile = "upper.ext4"
 // Times of the stop sequence.
 const (
 	defaultBootTimeout = 60 * time.Second
+	kvmBootTimeout     = 20 * time.Second
 	lifelineGrace      = time.Second     // a creator that died leaves at most 2 s until every lock is free
 	fileServerGrace    = time.Second     // to end by itself once the VMM has gone
 	goodbyeGrace       = 2 * time.Second // from the agent's goodbye to the VMM's exit
@@ -91,10 +94,43 @@ func (s *supervisor) logPath(name string) string {
 }
 
 func (s *supervisor) bootTimeout() time.Duration {
-	if s.cfg.BootTimeout > 0 {
+	switch {
+	case s.cfg.BootTimeout > 0:
 		return s.cfg.BootTimeout
+	case s.machine != nil && s.machine.Accel() == vmm.AccelKVM:
+		return kvmBootTimeout
 	}
 	return defaultBootTimeout
+}
+
+// startAny starts the sandbox. A KVM that passed the probe and still could not
+// boot the guest is remembered as broken for this boot of the host, and TCG is
+// tried once. After an error nothing is left running.
+func (s *supervisor) startAny(ctx context.Context, report func(step string)) error {
+	err := s.start(ctx, report)
+	if err == nil {
+		return nil
+	}
+	broken := s.machine != nil && s.machine.Accel() == vmm.AccelKVM && s.cfg.Accel != string(vmm.AccelKVM) && ctx.Err() == nil
+	s.tearDown()
+	if !broken {
+		return err
+	}
+	s.log.system("KVM could not boot the guest, trying TCG: " + err.Error())
+	qemu.RememberBroken(s.h.Kernels(), "a guest did not boot: "+firstLine(err.Error()))
+	s.vmShares, s.files, s.machine, s.relay = nil, nil, nil, nil
+	s.cfg.Accel = string(vmm.AccelTCG)
+	report("retry with TCG")
+	if err := s.start(ctx, report); err != nil {
+		s.tearDown()
+		return err
+	}
+	return nil
+}
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(s, "\n")
+	return line
 }
 
 // start brings the sandbox up in named steps; whatever fails, the caller runs
