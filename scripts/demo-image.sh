@@ -72,6 +72,7 @@ build() {
   mapfile -t opts < <(apt_options)
   rm -rf "$tmp"
   say "building from Debian $suite packages ($packages), mode $m, sources ${src:-default}"
+  rm -rf --one-file-system build/tmp 2>/dev/null || true # what a killed run left
   mkdir -p build/tmp
   TMPDIR=$PWD/build/tmp mmdebstrap --mode="$m" --variant=minbase --include="$packages" "${opts[@]}" \
     --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/info/*' \
@@ -88,6 +89,9 @@ build() {
   mv "$tmp" "$out"
 }
 
+mkdir -p build
+exec 9>build/.demo-image.lock
+flock 9 # a second make waits, and then finds it done
 [ "${1-}" = --force ] && rm -f "$stamp"
 if [ -e "$stamp" ] && [ "$(cat "$stamp")" = "$(inputs)" ]; then
   say "$out is up to date"
