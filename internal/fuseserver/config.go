@@ -36,7 +36,7 @@ type Config struct {
 	AsRoot bool
 
 	// Logf, if set, receives rare one-line notes about a misbehaving guest.
-	Logf func(format string, args ...any)
+	Logf func(format string, args ...any) `json:"-"`
 }
 
 // statVirt, cacheMode are the parsed forms of the Config strings.

@@ -1,23 +1,243 @@
 package fuseserver
 
 import (
-	"errors"
+	"os"
+	"sync"
+	"sync/atomic"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/microsandbox-go/microsandbox/internal/fusewire"
 	"github.com/microsandbox-go/microsandbox/internal/vhostuser"
 )
 
-// Server serves one share to one guest.
-type Server struct{}
+const rootID = fusewire.RootID
 
-// New makes a server of a share.
-func New(cfg Config) (*Server, error) { return nil, errors.ErrUnsupported }
+// Server serves one share to one guest. It implements [vhostuser.Handler] and
+// [vhostuser.StateMaker].
+type Server struct {
+	cfg      Config
+	virt     statVirt
+	mirror   bool
+	cache    cacheMode
+	readonly bool
+	valid    uint64 // seconds that the guest may keep entries and attributes
+
+	root      int // O_PATH descriptor of the share
+	proc      int // descriptor of /proc/self/fd
+	rootDev   uint64
+	quick     bool   // the share's file system is local: its inodes never sleep
+	uid       uint32 // the server's user: its files belong to the guest's user
+	xattrat   bool   // the kernel has the *xattrat calls
+	stripes   [64]sync.Mutex
+	work      *workers
+	closeOnce sync.Once
+
+	nodeBudget, budget int64 // descriptors for nodes; for nodes and handles
+	fds                atomic.Int64
+	lastID             atomic.Uint64 // of nodes and handles; never reused
+	session            atomic.Pointer[session]
+	sessionMu          sync.Mutex // serialises INIT, DESTROY and Close
+}
+
+// session is what exists between INIT and DESTROY.
+type session struct {
+	nodes   *nodeTable
+	handles *handleTable
+}
+
+var (
+	_ vhostuser.Handler    = (*Server)(nil)
+	_ vhostuser.StateMaker = (*Server)(nil)
+)
+
+// New makes a server of a share. It starts nothing; the first blocking
+// request starts a worker. The descriptors of cfg stay the caller's.
+//
+// Errors: kind InvalidConfig for a bad value, system call errors otherwise.
+func New(cfg Config) (*Server, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	budget, err := cfg.budget()
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{
+		cfg:      cfg,
+		virt:     statVirts[cfg.StatVirt],
+		mirror:   hostPerms[cfg.HostPerms],
+		cache:    cacheModes[cfg.Cache],
+		readonly: cfg.Readonly,
+		uid:      uint32(os.Geteuid()),
+		budget:   int64(budget),
+		// An eighth is left for handles, so that a guest that keeps many
+		// nodes can still open files.
+		nodeBudget: int64(budget - budget/8),
+		root:       -1,
+		proc:       -1,
+	}
+	s.valid = map[cacheMode]uint64{cacheAuto: 1, cacheNone: 0, cacheAlways: 86400}[s.cache]
+	s.lastID.Store(rootID)
+	s.work = newWorkers(s)
+	if err := s.open(); err != nil {
+		_ = s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// open duplicates the descriptors and looks at what they stand for.
+func (s *Server) open() error {
+	var err error
+	if s.root, err = unix.FcntlInt(uintptr(s.cfg.Root), unix.F_DUPFD_CLOEXEC, 3); err != nil {
+		return os.NewSyscallError("dup share", err)
+	}
+	if s.proc, err = unix.FcntlInt(uintptr(s.cfg.ProcSelfFd), unix.F_DUPFD_CLOEXEC, 3); err != nil {
+		return os.NewSyscallError("dup /proc/self/fd", err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(s.root, &st); err != nil {
+		return os.NewSyscallError("fstat share", err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return os.NewSyscallError("open share", unix.ENOTDIR)
+	}
+	s.rootDev = st.Dev
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(s.root, &fs); err != nil {
+		return os.NewSyscallError("fstatfs share", err)
+	}
+	s.quick = localFS(int64(fs.Type))
+	s.xattrat = haveXattrat(s.proc, s.root)
+	return nil
+}
+
+// localFS reports whether inodes of a file system with this magic number are
+// attributes in memory once they are open. Unknown ones are not trusted.
+func localFS(magic int64) bool {
+	switch magic {
+	case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC, unix.TMPFS_MAGIC,
+		unix.F2FS_SUPER_MAGIC, unix.RAMFS_MAGIC:
+		return true
+	}
+	return false
+}
+
+// NewState implements vhostuser.StateMaker: the scratch memory of one queue.
+func (s *Server) NewState(queue int) any { return newCall(s) }
 
 // Serve implements vhostuser.Handler.
-func (s *Server) Serve(r *vhostuser.Request) (n int, done bool) { return 0, true }
-
-// NewState implements vhostuser.StateMaker.
-func (s *Server) NewState(queue int) any { return nil }
+func (s *Server) Serve(r *vhostuser.Request) (n int, done bool) {
+	c, ok := r.State.(*call)
+	if !ok || c.s != s {
+		c = newCall(s)
+	}
+	return c.serve(r.In, r.Out, queued{r})
+}
 
 // Close ends the session and closes every descriptor. No request may be in
-// flight. It is idempotent.
-func (s *Server) Close() error { return nil }
+// flight or come later. It is idempotent.
+func (s *Server) Close() error {
+	s.closeOnce.Do(func() {
+		s.endSession()
+		s.work.close()
+		for _, fd := range []int{s.root, s.proc} {
+			if fd >= 0 {
+				closeFd(fd)
+			}
+		}
+	})
+	return nil
+}
+
+// beginSession drops what an earlier session left and starts a new one.
+func (s *Server) beginSession(c *call) errno {
+	s.sessionMu.Lock()
+	defer s.sessionMu.Unlock()
+	if old := s.session.Swap(nil); old != nil {
+		old.end()
+	}
+	se := &session{nodes: newNodeTable(), handles: newHandleTable()}
+	fd, err := unix.FcntlInt(uintptr(s.root), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return unix.ENFILE
+	}
+	if err := statxFd(fd, statxMask, &c.stx); err != 0 {
+		closeFd(fd)
+		return err
+	}
+	s.fds.Add(1)
+	root := s.newInode(rootID, fd, &c.stx)
+	se.nodes.add(root).drop()
+	s.session.Store(se)
+	return 0
+}
+
+func (s *Server) endSession() {
+	s.sessionMu.Lock()
+	defer s.sessionMu.Unlock()
+	if old := s.session.Swap(nil); old != nil {
+		old.end()
+	}
+}
+
+func (se *session) end() {
+	se.handles.close()
+	se.nodes.close()
+}
+
+// newInode wraps a descriptor that has been charged to the budget.
+func (s *Server) newInode(id uint64, fd int, stx *unix.Statx_t) *inode {
+	n := &inode{srv: s, id: id, key: identityOf(stx), fd: fd, format: uint32(stx.Mode) & unix.S_IFMT}
+	n.quick = s.quick && n.key.dev == s.rootDev
+	return n
+}
+
+// reserve charges one descriptor to the budget, for a handle or for a node.
+func (s *Server) reserve(limit int64) bool {
+	if s.fds.Add(1) > limit {
+		s.fds.Add(-1)
+		return false
+	}
+	return true
+}
+
+func (s *Server) release() { s.fds.Add(-1) }
+
+// closeNode is called by the last user of an inode.
+func (s *Server) closeNode(n *inode) {
+	s.closeLater(n.fd, n.format == unix.S_IFREG, n.quick)
+}
+
+// closeHandle is called by the last user of a handle.
+func (s *Server) closeHandle(h *handle) {
+	if h.dir != nil {
+		h.dir.discard()
+		h.dirs.Add(-1)
+	}
+	s.closeLater(h.fd, h.dir == nil, h.node.quick)
+	h.node.drop()
+}
+
+// slowClose is the size from which freeing the blocks of a deleted file is
+// left to a worker, so that neither a queue nor FORGET waits for it.
+const slowClose = 64 << 20
+
+// closeLater closes fd, on a worker if that may free a huge deleted file.
+func (s *Server) closeLater(fd int, regular, quick bool) {
+	defer s.release()
+	if regular {
+		st := new(unix.Stat_t)
+		if fstat(quick, fd, st) == 0 && st.Nlink == 0 && st.Size >= slowClose && s.work.try(job{closeFd: fd}) {
+			return
+		}
+	}
+	closeFd(fd)
+}
+
+func (s *Server) logf(format string, args ...any) {
+	if s.cfg.Logf != nil {
+		s.cfg.Logf(format, args...)
+	}
+}

@@ -36,7 +36,10 @@ const (
 
 var emptyPath = [1]byte{}
 
-// sys calls the kernel and repeats a call that a signal interrupted.
+// sys calls the kernel and repeats a call that a signal interrupted. The
+// directive keeps what the arguments point to on the heap and alive.
+//
+//go:uintptrescapes
 func sys(trap, a, b, c, d, e, f uintptr) (uintptr, errno) {
 	for {
 		r, _, err := unix.Syscall6(trap, a, b, c, d, e, f)
@@ -44,13 +47,6 @@ func sys(trap, a, b, c, d, e, f uintptr) (uintptr, errno) {
 			return r, err
 		}
 	}
-}
-
-func ptr(b []byte) uintptr {
-	if len(b) == 0 {
-		return 0
-	}
-	return uintptr(unsafe.Pointer(&b[0]))
 }
 
 // fstat may be quick; st must be on the heap.
@@ -101,7 +97,7 @@ func mknodat(dir int, name *byte, mode uint32) errno {
 }
 
 func symlinkat(target []byte, dir int, name *byte) errno {
-	_, err := sys(unix.SYS_SYMLINKAT, ptr(target), uintptr(dir), uintptr(unsafe.Pointer(name)), 0, 0, 0)
+	_, err := sys(unix.SYS_SYMLINKAT, uintptr(unsafe.Pointer(unsafe.SliceData(target))), uintptr(dir), uintptr(unsafe.Pointer(name)), 0, 0, 0)
 	return err
 }
 
@@ -124,7 +120,7 @@ func renameat2(oldDir int, oldName *byte, newDir int, newName *byte, flags uint3
 
 // readlinkFd reads the target of the symbolic link that an O_PATH descriptor holds.
 func readlinkFd(fd int, b []byte) (int, errno) {
-	n, err := sys(unix.SYS_READLINKAT, uintptr(fd), uintptr(unsafe.Pointer(&emptyPath[0])), ptr(b), uintptr(len(b)), 0, 0)
+	n, err := sys(unix.SYS_READLINKAT, uintptr(fd), uintptr(unsafe.Pointer(&emptyPath[0])), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), 0, 0)
 	return int(n), err
 }
 
@@ -156,7 +152,7 @@ func ftruncate(fd int, size uint64) errno {
 }
 
 func getdents(fd int, b []byte) (int, errno) {
-	n, err := sys(unix.SYS_GETDENTS64, uintptr(fd), ptr(b), uintptr(len(b)), 0, 0, 0)
+	n, err := sys(unix.SYS_GETDENTS64, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), 0, 0, 0)
 	return int(n), err
 }
 
@@ -196,17 +192,17 @@ func copyFileRange(in int, offIn *int64, out int, offOut *int64, length uint64) 
 }
 
 func fgetxattr(fd int, name *byte, b []byte) (int, errno) {
-	n, err := sys(unix.SYS_FGETXATTR, uintptr(fd), uintptr(unsafe.Pointer(name)), ptr(b), uintptr(len(b)), 0, 0)
+	n, err := sys(unix.SYS_FGETXATTR, uintptr(fd), uintptr(unsafe.Pointer(name)), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), 0, 0)
 	return int(n), err
 }
 
 func fsetxattr(fd int, name *byte, b []byte, flags uint32) errno {
-	_, err := sys(unix.SYS_FSETXATTR, uintptr(fd), uintptr(unsafe.Pointer(name)), ptr(b), uintptr(len(b)), uintptr(flags), 0)
+	_, err := sys(unix.SYS_FSETXATTR, uintptr(fd), uintptr(unsafe.Pointer(name)), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), uintptr(flags), 0)
 	return err
 }
 
 func flistxattr(fd int, b []byte) (int, errno) {
-	n, err := sys(unix.SYS_FLISTXATTR, uintptr(fd), ptr(b), uintptr(len(b)), 0, 0, 0)
+	n, err := sys(unix.SYS_FLISTXATTR, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), 0, 0, 0)
 	return int(n), err
 }
 
@@ -217,27 +213,27 @@ func fremovexattr(fd int, name *byte) errno {
 
 // xattrArgs is struct xattr_args of the *xattrat system calls.
 type xattrArgs struct {
-	value uint64
+	value unsafe.Pointer
 	size  uint32
 	flags uint32
 }
 
 func getxattrat(dir int, path, name *byte, b []byte) (int, errno) {
-	args := xattrArgs{uint64(ptr(b)), uint32(len(b)), 0}
+	args := xattrArgs{unsafe.Pointer(unsafe.SliceData(b)), uint32(len(b)), 0}
 	n, err := sys(sysGetxattrat, uintptr(dir), uintptr(unsafe.Pointer(path)), 0,
 		uintptr(unsafe.Pointer(name)), uintptr(unsafe.Pointer(&args)), unsafe.Sizeof(args))
 	return int(n), err
 }
 
 func setxattrat(dir int, path, name *byte, b []byte, flags uint32) errno {
-	args := xattrArgs{uint64(ptr(b)), uint32(len(b)), flags}
+	args := xattrArgs{unsafe.Pointer(unsafe.SliceData(b)), uint32(len(b)), flags}
 	_, err := sys(sysSetxattrat, uintptr(dir), uintptr(unsafe.Pointer(path)), 0,
 		uintptr(unsafe.Pointer(name)), uintptr(unsafe.Pointer(&args)), unsafe.Sizeof(args))
 	return err
 }
 
 func listxattrat(dir int, path *byte, b []byte) (int, errno) {
-	n, err := sys(sysListxattrat, uintptr(dir), uintptr(unsafe.Pointer(path)), 0, ptr(b), uintptr(len(b)), 0)
+	n, err := sys(sysListxattrat, uintptr(dir), uintptr(unsafe.Pointer(path)), 0, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), 0)
 	return int(n), err
 }
 

@@ -1,0 +1,71 @@
+package fuseserver
+
+import (
+	"golang.org/x/sys/unix"
+
+	w "github.com/microsandbox-go/microsandbox/internal/fusewire"
+)
+
+const (
+	maxWrite = 1 << 20 // bytes of data in one request
+	maxPages = maxWrite / 4096
+	// maxBackground lets the guest keep that many reads and writes of its
+	// page cache in flight; its default of 12 starves a deep queue.
+	maxBackground = 64
+)
+
+// granted are the features that every guest gets if it offers them. Not here,
+// on purpose: POSIX_LOCKS and FLOCK_LOCKS (the guest kernel locks locally),
+// WRITEBACK_CACHE (it owns sizes and times then, wrong for shared files),
+// POSIX_ACL and SECURITY_CTX (attributes that are refused), DAX.
+const granted = w.InitAsyncRead | w.InitBigWrites | w.InitParallelDirops | w.InitMaxPages |
+	w.InitAtomicOTrunc | w.InitReaddirplus | w.InitReaddirplusAuto | w.InitAsyncDIO |
+	w.InitHandleKillprivV2 | w.InitSubmounts | w.InitExt
+
+// opInit starts a session; one that is open already ends without DESTROY,
+// because its guest is gone.
+func (c *call) opInit() errno {
+	var in w.InitInOld
+	rest, _ := w.Decode(c.args, &in)
+	out := w.InitOut{Major: w.Major, Minor: min(in.Minor, w.Minor)}
+	switch {
+	case in.Major > w.Major: // the guest tries again with our version
+		out.Minor = w.Minor
+		c.body = w.Put(c.reply[replySize:], &out)
+		return 0
+	case in.Major < w.Major || in.Minor < w.MinMinor:
+		return unix.EPROTO
+	}
+	if err := c.s.beginSession(c); err != 0 {
+		return err
+	}
+	offered := w.InitFlags(in.Flags)
+	var more w.InitIn
+	if _, ok := w.Decode(c.args, &more); ok && len(rest) >= 4 && offered&w.InitExt != 0 {
+		offered |= w.InitFlags(more.Flags2) << 32
+	}
+	grant := offered & (granted | c.s.cacheFlags())
+	out.Flags, out.Flags2 = uint32(grant), uint32(grant>>32)
+	out.MaxReadahead = in.MaxReadahead
+	out.MaxBackground, out.CongestionThreshold = maxBackground, maxBackground/4*3
+	out.MaxWrite, out.MaxPages = maxWrite, maxPages
+	out.TimeGran = 1
+	c.body = w.Put(c.reply[replySize:], &out)
+	return 0
+}
+
+// cacheFlags are the features that depend on who else may write.
+func (s *Server) cacheFlags() w.InitFlags {
+	if s.cache == cacheAlways {
+		return w.InitCacheSymlinks
+	}
+	return w.InitAutoInvalData
+}
+
+func (c *call) opDestroy() errno {
+	c.s.endSession()
+	return 0
+}
+
+// opInterrupt has nothing to interrupt: no request waits for another.
+func (c *call) opInterrupt() errno { return 0 }

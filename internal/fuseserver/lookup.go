@@ -1,0 +1,174 @@
+package fuseserver
+
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/microsandbox-go/microsandbox/internal/fusewire"
+)
+
+func (c *call) opLookup() errno {
+	name, _, err := fusewire.TakeLookupName(c.args)
+	if err != 0 {
+		return err
+	}
+	dir, err := c.dir()
+	if err != 0 {
+		return err
+	}
+	var out fusewire.EntryOut
+	n, err := c.lookup(dir, name, &out.Attr)
+	dir.drop()
+	if err != 0 {
+		return err
+	}
+	c.replyEntry(n, &out)
+	n.drop()
+	return 0
+}
+
+// lookup finds a name in a directory. The inode returned has been counted
+// once for the guest and is held for the caller; a is what the guest sees.
+//
+// "." is the directory itself; ".." is answered for the root alone, so that
+// the host is never asked for a parent: a directory that was moved out of the
+// share has one that the guest must not see.
+func (c *call) lookup(dir *inode, name judged, a *fusewire.Attr) (*inode, errno) {
+	if name.IsDot() || name.IsDotDot() {
+		if name.IsDotDot() && dir.id != rootID {
+			return nil, unix.EINVAL
+		}
+		if n := c.se.nodes.known(dir.key); n != nil {
+			return c.finish(n, a, c.hostAttr(n, a))
+		}
+		return nil, unix.ESTALE
+	}
+	return c.find(dir, name, a)
+}
+
+// find is lookup for ordinary names: one system call if the inode is known.
+func (c *call) find(dir *inode, name judged, a *fusewire.Attr) (*inode, errno) {
+	if err := statxAt(dir.fd, name.Ptr(), &c.stx); err != 0 {
+		return nil, err
+	}
+	if n := c.se.nodes.known(identityOf(&c.stx)); n != nil {
+		attrFromStatx(a, &c.stx)
+		return c.finish(n, a, 0)
+	}
+	return c.meet(dir, name, a)
+}
+
+// meet is find for an inode that is probably not known yet.
+func (c *call) meet(dir *inode, name judged, a *fusewire.Attr) (*inode, errno) {
+	n, err := c.pin(dir, name, a)
+	if err != 0 {
+		return nil, err
+	}
+	return c.finish(n, a, 0)
+}
+
+// finish turns the host attributes in a into the guest's and takes the lookup
+// back if that, or what came before it, failed.
+func (c *call) finish(n *inode, a *fusewire.Attr, err errno) (*inode, errno) {
+	if err == 0 {
+		err = c.virtual(n, a)
+	}
+	if err != 0 {
+		c.forsake(n)
+		return nil, err
+	}
+	return n, 0
+}
+
+// forsake takes back a lookup that the guest will not hear of.
+func (c *call) forsake(n *inode) {
+	c.se.nodes.forget(n.id, 1)
+	n.drop()
+}
+
+// pin opens a name as an inode, with its host attributes in a.
+func (c *call) pin(dir *inode, name judged, a *fusewire.Attr) (*inode, errno) {
+	if !c.s.reserve(c.s.nodeBudget) {
+		return nil, unix.ENFILE
+	}
+	fd, err := openat(dir.fd, name.Ptr(), unix.O_PATH|unix.O_NOFOLLOW, 0)
+	if err != 0 {
+		c.s.release()
+		return nil, err
+	}
+	return c.adopt(dir, fd, a)
+}
+
+// pinFile is pin for a file just made, through its descriptor: nobody can
+// have put something else in the place of its name.
+func (c *call) pinFile(dir *inode, file int, a *fusewire.Attr) (*inode, errno) {
+	if !c.s.reserve(c.s.nodeBudget) {
+		return nil, unix.ENFILE
+	}
+	fd, err := openat(c.s.proc, c.procName(file), unix.O_PATH, 0)
+	if err != 0 {
+		c.s.release()
+		return nil, err
+	}
+	return c.adopt(dir, fd, a)
+}
+
+// adopt makes an O_PATH descriptor, already charged to the budget, the inode
+// of a node, or finds that the node exists. dir is the parent.
+func (c *call) adopt(dir *inode, fd int, a *fusewire.Attr) (*inode, errno) {
+	if err := statxFd(fd, statxMask, &c.stx); err != 0 {
+		closeFd(fd)
+		c.s.release()
+		return nil, err
+	}
+	n := c.s.newInode(c.s.lastID.Add(1), fd, &c.stx)
+	n.submount = n.isDir() && (n.key.mnt != dir.key.mnt || n.key.dev != dir.key.dev)
+	got := c.se.nodes.add(n)
+	if got != n {
+		closeFd(fd)
+		c.s.release()
+	}
+	if got == nil {
+		return nil, unix.ESTALE
+	}
+	attrFromStatx(a, &c.stx)
+	return got, 0
+}
+
+// replyEntry makes an entry the reply. out holds the attributes.
+func (c *call) replyEntry(n *inode, out *fusewire.EntryOut) {
+	c.fillEntry(n, out)
+	c.body = fusewire.Put(c.reply[replySize:], out)
+}
+
+func (c *call) fillEntry(n *inode, out *fusewire.EntryOut) {
+	out.NodeID = n.id
+	out.EntryValid, out.AttrValid = c.s.valid, c.s.valid
+}
+
+func (c *call) opForget() errno {
+	var in fusewire.ForgetIn
+	fusewire.Decode(c.args, &in)
+	c.forget(c.h.NodeID, in.Nlookup)
+	return 0
+}
+
+// opBatchForget believes the bytes that are there, not the count.
+func (c *call) opBatchForget() errno {
+	var in fusewire.BatchForgetIn
+	rest, _ := fusewire.Decode(c.args, &in)
+	for range in.Count {
+		var one fusewire.ForgetOne
+		var ok bool
+		if rest, ok = fusewire.Decode(rest, &one); !ok {
+			break
+		}
+		c.forget(one.NodeID, one.Nlookup)
+	}
+	return 0
+}
+
+func (c *call) forget(id, lookups uint64) {
+	if !c.se.nodes.forget(id, lookups) {
+		c.s.logf("guest forgot node %d more often than it looked it up", id)
+	}
+}

@@ -1,0 +1,226 @@
+package fuseserver
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// identity tells host inodes apart. The mount id keeps one directory seen
+// through two mounts apart; it is 0 where the kernel does not tell it.
+type identity struct{ dev, ino, mnt uint64 }
+
+func identityOf(stx *unix.Statx_t) identity {
+	id := identity{dev: unix.Mkdev(stx.Dev_major, stx.Dev_minor), ino: stx.Ino}
+	if stx.Mask&unix.STATX_MNT_ID != 0 {
+		id.mnt = stx.Mnt_id
+	}
+	return id
+}
+
+// inode is one host inode that the guest knows. Everything but the counters
+// and the overlay cache is fixed for its life.
+type inode struct {
+	srv      *Server
+	id       uint64
+	key      identity
+	fd       int
+	format   uint32 // file type bits of the host's mode
+	quick    bool   // an fstat of fd never sleeps
+	submount bool   // on another mount than its parent
+
+	refs    atomic.Int32 // one for the table, one per user
+	nlookup uint64       // guarded by its key shard
+	ov      overlayCache
+}
+
+// hold takes another reference for somebody who has one.
+func (n *inode) hold() *inode {
+	n.refs.Add(1)
+	return n
+}
+
+// drop gives a reference back and closes the inode with the last one.
+func (n *inode) drop() {
+	if n.refs.Add(-1) == 0 {
+		n.srv.closeNode(n)
+	}
+}
+
+func (n *inode) isDir() bool { return n.format == unix.S_IFDIR }
+
+// openable reports whether opening the inode on the host is harmless.
+func (n *inode) openable() bool { return n.format == unix.S_IFDIR || n.format == unix.S_IFREG }
+
+const nodeShards = 64
+
+// nodeTable finds inodes by node id and by identity. A closed table takes
+// nothing in any more.
+type nodeTable struct {
+	byID  [nodeShards]idShard
+	byKey [nodeShards]keyShard
+}
+
+type idShard struct {
+	mu sync.RWMutex
+	m  map[uint64]*inode // guarded by mu
+	_  [64 - 32]byte     // shards of busy nodes do not share a cache line
+}
+
+type keyShard struct {
+	mu     sync.Mutex
+	m      map[identity]*inode // guarded by mu
+	closed bool                // guarded by mu
+	_      [64 - 24]byte
+}
+
+func newNodeTable() *nodeTable {
+	t := &nodeTable{}
+	for i := range nodeShards {
+		t.byID[i].m = map[uint64]*inode{}
+		t.byKey[i].m = map[identity]*inode{}
+	}
+	return t
+}
+
+func (t *nodeTable) idShard(id uint64) *idShard { return &t.byID[id%nodeShards] }
+
+func (t *nodeTable) keyShard(k identity) *keyShard {
+	h := (k.ino ^ k.dev<<7 ^ k.mnt<<13) * 0x9e3779b97f4a7c15
+	return &t.byKey[h>>58]
+}
+
+// get returns the inode of a node id with a reference, nil if there is none.
+func (t *nodeTable) get(id uint64) *inode {
+	s := t.idShard(id)
+	s.mu.RLock()
+	n := s.m[id]
+	if n != nil {
+		n.refs.Add(1)
+	}
+	s.mu.RUnlock()
+	return n
+}
+
+// known counts a lookup of an inode that the table has, and returns it with a
+// reference; nil if the table does not have it.
+func (t *nodeTable) known(k identity) *inode {
+	s := t.keyShard(k)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.m[k]
+	if n != nil {
+		n.count()
+		n.refs.Add(1)
+	}
+	return n
+}
+
+// peek returns the inode of an identity without counting or holding it; only
+// its fixed fields and its overlay cache may be looked at.
+func (t *nodeTable) peek(k identity) *inode {
+	s := t.keyShard(k)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.m[k]
+}
+
+// count adds a lookup. The count saturates: such a node lives for ever.
+func (n *inode) count() {
+	if n.nlookup < 1<<63 {
+		n.nlookup++
+	}
+}
+
+// add takes a new inode in, counts one lookup and returns it with a reference
+// for the caller. If another thread was first, its inode is returned and n is
+// left to the caller, as it is if the table is closed (nil).
+func (t *nodeTable) add(n *inode) *inode {
+	s := t.keyShard(n.key)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil
+	}
+	if old := s.m[n.key]; old != nil {
+		old.count()
+		return old.hold()
+	}
+	n.nlookup = 1
+	n.refs.Store(2)
+	s.m[n.key] = n
+	i := t.idShard(n.id)
+	i.mu.Lock()
+	i.m[n.id] = n
+	i.mu.Unlock()
+	return n
+}
+
+// forget takes lookups back. It reports false if the node did not have as
+// many; then all are taken. An unknown id and the root are ignored.
+func (t *nodeTable) forget(id, lookups uint64) bool {
+	n := t.get(id)
+	if n == nil {
+		return true
+	}
+	defer n.drop()
+	if id == rootID {
+		return true
+	}
+	s := t.keyShard(n.key)
+	s.mu.Lock()
+	had := n.nlookup
+	n.nlookup -= min(had, lookups)
+	dead := had > 0 && n.nlookup == 0
+	if dead {
+		t.remove(s, n)
+	}
+	s.mu.Unlock()
+	if dead {
+		n.drop()
+	}
+	return lookups <= had
+}
+
+// remove takes n out of both maps; its key shard s is locked.
+func (t *nodeTable) remove(s *keyShard, n *inode) {
+	delete(s.m, n.key)
+	i := t.idShard(n.id)
+	i.mu.Lock()
+	delete(i.m, n.id)
+	i.mu.Unlock()
+}
+
+// close empties the table for good.
+func (t *nodeTable) close() {
+	for i := range t.byKey {
+		s := &t.byKey[i]
+		s.mu.Lock()
+		s.closed = true
+		gone := make([]*inode, 0, len(s.m))
+		for _, n := range s.m {
+			n.nlookup = 0
+			gone = append(gone, n)
+		}
+		for _, n := range gone {
+			t.remove(s, n)
+		}
+		s.mu.Unlock()
+		for _, n := range gone {
+			n.drop()
+		}
+	}
+}
+
+// count returns the number of nodes.
+func (t *nodeTable) size() int {
+	total := 0
+	for i := range t.byID {
+		s := &t.byID[i]
+		s.mu.RLock()
+		total += len(s.m)
+		s.mu.RUnlock()
+	}
+	return total
+}
