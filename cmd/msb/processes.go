@@ -1,8 +1,11 @@
 package main
 
 import (
+	"github.com/microsandbox-go/microsandbox/cmd/msb/agentbin"
 	"github.com/microsandbox-go/microsandbox/internal/confine"
 	"github.com/microsandbox-go/microsandbox/internal/fileserver"
+	"github.com/microsandbox-go/microsandbox/internal/supervisor"
+	"github.com/microsandbox-go/microsandbox/internal/vmm/qemu"
 )
 
 // processes are the programs that msb starts itself as: each is reached by its
@@ -11,4 +14,7 @@ import (
 var processes = map[string]func(args []string) int{
 	"confine-exec": confine.Main,
 	"fileserver":   fileserver.Main,
+	"supervise":    func([]string) int { return supervisor.Main(agentbin.Bytes()) },
+
+	qemu.ProbeProcess: qemu.ProbeMain,
 }

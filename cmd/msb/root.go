@@ -27,6 +27,9 @@ func newRootCmd() *cobra.Command {
 		newVolumesCmd(),
 		newVirtiofsCmd(),
 		newImageCmd(),
+		newRunCmd(), newCreateCmd(), newStartCmd(), newExecCmd(), newLsCmd(), newInspectCmd(),
+		newLogsCmd(), newStopCmd(), newKillCmd(), newRmCmd(),
+		newKernelCmd(), newDoctorCmd(),
 	)
 	root.AddCommand(newImageShortcuts()...)
 	return root

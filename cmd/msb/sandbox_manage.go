@@ -11,8 +11,8 @@ import (
 	"github.com/microsandbox-go/microsandbox"
 )
 
-// eachName runs do for every name, goes on after failures and fails if any did.
-func eachName(cmd *cobra.Command, names []string, quiet bool, do func(context.Context, string) error) error {
+// eachSandbox runs do for every name, goes on after failures and fails if any did.
+func eachSandbox(cmd *cobra.Command, names []string, quiet bool, do func(context.Context, string) error) error {
 	failed := false
 	for _, name := range names {
 		if err := do(cmd.Context(), name); err != nil {
@@ -40,7 +40,7 @@ func newStartCmd() *cobra.Command {
 		Short: "Boot stopped sandboxes again, in the background",
 		Args:  args(cobra.MinimumNArgs(1)), ValidArgsFunction: completeSandboxes,
 		RunE: func(cmd *cobra.Command, names []string) error {
-			return eachName(cmd, names, quiet, func(ctx context.Context, name string) error {
+			return eachSandbox(cmd, names, quiet, func(ctx context.Context, name string) error {
 				sb, err := microsandbox.StartSandboxDetached(ctx, name)
 				if err != nil {
 					return err
@@ -63,7 +63,7 @@ func newStopCmd() *cobra.Command {
 guest powers off. A guest that does not within the timeout is killed.`,
 		Args: args(cobra.MinimumNArgs(1)), ValidArgsFunction: completeSandboxes,
 		RunE: func(cmd *cobra.Command, names []string) error {
-			return eachName(cmd, names, quiet, func(ctx context.Context, name string) error {
+			return eachSandbox(cmd, names, quiet, func(ctx context.Context, name string) error {
 				h, err := microsandbox.GetSandbox(ctx, name)
 				if err != nil {
 					return err
@@ -88,7 +88,7 @@ func newKillCmd() *cobra.Command {
 		Short: "End sandboxes at once, as a power cut would",
 		Args:  args(cobra.MinimumNArgs(1)), ValidArgsFunction: completeSandboxes,
 		RunE: func(cmd *cobra.Command, names []string) error {
-			return eachName(cmd, names, quiet, killByName)
+			return eachSandbox(cmd, names, quiet, killByName)
 		},
 	}
 	quietFlag(cmd, &quiet, "print nothing")
@@ -110,7 +110,7 @@ func newRmCmd() *cobra.Command {
 		Short: "Remove sandboxes; volumes stay",
 		Args:  args(cobra.MinimumNArgs(1)), ValidArgsFunction: completeSandboxes,
 		RunE: func(cmd *cobra.Command, names []string) error {
-			return eachName(cmd, names, quiet, func(ctx context.Context, name string) error {
+			return eachSandbox(cmd, names, quiet, func(ctx context.Context, name string) error {
 				if force {
 					if err := killByName(ctx, name); err != nil && !microsandbox.IsKind(err, microsandbox.ErrSandboxNotRunning) {
 						return err

@@ -1,0 +1,15 @@
+# The guest's side: the agent and the kernels.
+
+MSB_HOME ?= $(HOME)/.microsandbox
+export MSB_HOME
+
+.PHONY: agent kernel-stock kernel
+
+agent: ## Build the guest agent that msb embeds
+	@$(GO) build -trimpath -ldflags '-s -w' -o cmd/msb/agentbin/bin/msb-agent ./cmd/msb-agent
+
+kernel-stock: build ## Put Debian's cloud kernel into the home (downloaded, never installed)
+	@scripts/kernel/stock.sh bin/msb $(BUILD)/kernel-stock
+
+kernel: build ## Build our own guest kernel into the home: boots three times faster (about 16 CPU minutes)
+	bin/msb kernel add "$$(scripts/kernel/build.sh | tail -1)"
