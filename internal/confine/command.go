@@ -61,6 +61,7 @@ func Prepare(msb string, p Profile, argv []string, files []*os.File) (*Launch, e
 		Profile:     p,
 		Argv:        argv,
 		PrivateRoot: host.PrivateRoot(),
+		Mounter:     mounter(host.Mounts),
 		MakeNodes:   host.Privileged,
 		LandlockABI: host.LandlockABI,
 		Files:       len(files),
@@ -176,6 +177,8 @@ func (h Host) Less(without ...Measure) Host {
 			h.Clone &^= unix.CLONE_NEWPID
 		case PrivateRoot:
 			h.Clone &^= unix.CLONE_NEWNS
+		case MountCalls:
+			h.Mounts = false
 		case OwnUser:
 			h.Privileged = false
 		case Landlock:

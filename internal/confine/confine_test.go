@@ -48,7 +48,11 @@ var attempts = map[string]func() error{
 	"user namespace":      func() error { return unix.Unshare(unix.CLONE_NEWUSER) },
 	"fork":                func() error { return exec.Command("/msb", "nothing").Run() },
 	"core dump":           coreDump,
+	"climb to /proc/sys":  func() error { return unix.Fstatat(climbFrom, "../../sys", new(unix.Stat_t), 0) },
 }
+
+// climbFrom is where /proc/self/fd is open in a captive that has one file.
+const climbFrom = 4
 
 func tryOpen(path string) error {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK, 0)
@@ -195,9 +199,17 @@ func requireNamespaces(t *testing.T) {
 	t.Skip(msg)
 }
 
+// TestCaptive makes the private root both ways and tries it from inside.
 func TestCaptive(t *testing.T) {
+	for name, without := range map[string][]Measure{"mount calls": nil, "mount(2)": {MountCalls}} {
+		t.Run(name, func(t *testing.T) { testCaptive(t, without) })
+	}
+}
+
+func testCaptive(t *testing.T, without []Measure) {
 	requireNamespaces(t)
 	p := captiveProfile(t)
+	p.Without = without
 	if os.Geteuid() == 0 {
 		p.Keep = []string{"CAP_DAC_OVERRIDE", "CAP_FOWNER"}
 	}
@@ -305,7 +317,16 @@ func TestInheritedFiles(t *testing.T) {
 	}
 	p := captiveProfile(t)
 	p.ProcSelfFd = true
+	for _, p.Without = range [][]Measure{nil, {MountCalls}} {
+		testInherited(t, p, keep)
+	}
+}
+
+func testInherited(t *testing.T, p Profile, keep *os.File) {
 	pr := imprison(t, p, keep)
+	if pr.did["climb to /proc/sys"] == "ok" {
+		t.Error("/proc/sys can be reached from the descriptor of /proc/self/fd")
+	}
 	got := confinetest.Files(t, pr.cmd.Process.Pid, keep.Name(), "/")
 	if got[3] != keep.Name() || got[4] != "/" || len(got) > 7 { // 2 of the Go runtime
 		t.Errorf("descriptors %v", got)

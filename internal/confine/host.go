@@ -21,7 +21,8 @@ type Host struct {
 	// Clone are the CLONE_NEW* flags that a child may be started with; with
 	// CLONE_NEWUSER among them its ids are mapped to our own.
 	Clone uintptr
-	// Mounts: the kernel has open_tree and mount_setattr (Linux 5.12).
+	// Mounts: the kernel has open_tree and mount_setattr (Linux 5.12). Without
+	// them the private root is put together by mount(2).
 	Mounts bool
 	// LandlockABI is 0 without Landlock.
 	LandlockABI int
@@ -31,7 +32,7 @@ type Host struct {
 }
 
 // PrivateRoot tells whether a program can get a root of its own.
-func (h Host) PrivateRoot() bool { return h.Clone&unix.CLONE_NEWNS != 0 && h.Mounts }
+func (h Host) PrivateRoot() bool { return h.Clone&unix.CLONE_NEWNS != 0 }
 
 // InUserNamespace tells whether confined programs run in a user namespace.
 func (h Host) InUserNamespace() bool { return h.Clone&unix.CLONE_NEWUSER != 0 }
@@ -147,15 +148,14 @@ func (h Host) finding(m Measure) Finding {
 			missing(fmt.Sprintf("%v: a QEMU or file server taken over can signal your other processes", h.reason()), userNamespaceHint())
 		}
 	case PrivateRoot:
-		switch {
-		case !h.Mounts:
-			missing("the kernel lacks mount_setattr", "Linux 5.12 or later")
-		case !h.PrivateRoot():
+		if !h.PrivateRoot() {
 			missing(fmt.Sprintf("%v: file access is bounded by Landlock alone", h.reason()), userNamespaceHint())
 		}
 	case OwnUser:
 		if !h.Privileged {
 			f.Status, f.Detail = Weaker, "not started by root: QEMU runs under your own uid"
+		} else if _, err := uidRange(); err != nil {
+			missing(err.Error(), "set "+EnvUIDRange+"=BASE:COUNT to uids that nobody uses")
 		}
 	case Landlock:
 		switch {

@@ -27,6 +27,10 @@ const (
 	ParentDeath  Measure = "parent-death" // SIGKILL when the starting thread ends
 )
 
+// MountCalls is no measure: in Profile.Without it forces the private root to be
+// made as on kernels before 5.12, with the same result.
+const MountCalls Measure = "mount-calls"
+
 // Bind is one host file or directory that is visible under the private root.
 // Mounts below a directory come along. nosuid and nodev are always set.
 type Bind struct {

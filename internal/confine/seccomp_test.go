@@ -3,6 +3,11 @@ package confine
 import (
 	"encoding/binary"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -146,6 +151,46 @@ func TestFilterEveryNumber(t *testing.T) {
 				t.Errorf("%s: rule for call %d is never reached", name, r.nr)
 			}
 			seen[r.nr] = seen[r.nr] || len(r.tests) == 0
+		}
+	}
+}
+
+// TestFileServerCallsAreAllowed reads the system call numbers that the file
+// server's packages name and wants each in the allow-list: what is missing
+// there would answer ENOSYS to a guest, under confinement only.
+func TestFileServerCallsAreAllowed(t *testing.T) {
+	named := regexp.MustCompile(`\bunix\.SYS_[A-Z0-9_]+`)
+	allowed := map[string]bool{}
+	for _, file := range []string{"filters.go", "filters_" + runtime.GOARCH + ".go"} {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		head, _, _ := strings.Cut(string(b), "vmmDenied")
+		for _, name := range named.FindAllString(head, -1) {
+			allowed[name] = true
+		}
+	}
+	var files []string
+	for _, dir := range []string{"fuseserver", "vhostuser"} {
+		more, err := filepath.Glob("../" + dir + "/*.go")
+		if err != nil || len(more) == 0 {
+			t.Fatalf("no sources in %s: %v", dir, err)
+		}
+		files = append(files, more...)
+	}
+	for _, file := range files {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range named.FindAllString(string(b), -1) {
+			if !allowed[name] {
+				t.Errorf("%s uses %s, which the file server's filter refuses", file, name)
+			}
 		}
 	}
 }

@@ -23,6 +23,7 @@ type order struct {
 	Profile     Profile  `json:"profile"`
 	Argv        []string `json:"argv"`
 	PrivateRoot bool     `json:"private_root"`
+	Mounter     mounter  `json:"mounter"`
 	MakeNodes   bool     `json:"make_nodes"`
 	LandlockABI int      `json:"landlock_abi"`
 	Files       int      `json:"files"` // descriptors 3 to 2+Files belong to the program
@@ -98,6 +99,7 @@ func (s *stage) run() error {
 		apply   func() error
 	}{
 		{ParentDeath, s.watchParent},
+		{PrivateRoot, s.isolate},
 		{PrivateRoot, s.openProc},
 		{PrivateRoot, s.privateRoot},
 		{Rlimits, s.limit},
@@ -143,13 +145,20 @@ func (s *stage) watchParent() error {
 	return nil
 }
 
+func (s *stage) isolate() error {
+	if s.PrivateRoot {
+		return isolate()
+	}
+	return nil
+}
+
 // openProc opens what cannot be reached from inside the private root.
 func (s *stage) openProc() (err error) {
 	s.proc = -1
 	switch {
 	case !s.Profile.ProcSelfFd:
 	case s.PrivateRoot:
-		s.proc, err = procSelfFd()
+		s.proc, err = s.Mounter.procSelfFd()
 	default:
 		s.proc, err = unix.Open("/proc/self/fd", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	}
@@ -160,7 +169,7 @@ func (s *stage) openProc() (err error) {
 // whether the binds are what they should be.
 func (s *stage) privateRoot() error {
 	if s.PrivateRoot {
-		return privateRoot(&s.Profile, s.MakeNodes)
+		return privateRoot(&s.Profile, s.Mounter, s.MakeNodes)
 	}
 	for _, b := range s.Profile.Binds {
 		fd, err := unix.Open(b.Source, unix.O_PATH|unix.O_CLOEXEC, 0)
