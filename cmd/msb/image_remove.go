@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -22,7 +21,8 @@ func newImageRemoveCmd() *cobra.Command {
 		Short: "Remove images that no sandbox uses",
 		Args:  args(cobra.MinimumNArgs(1)), ValidArgsFunction: completeImages,
 		RunE: func(cmd *cobra.Command, refs []string) error {
-			return eachName(cmd, refs, quiet, func(ctx context.Context, ref string) error {
+			return eachName(cmd, refs, quiet, func(ref string) error {
+				ctx := cmd.Context()
 				return microsandbox.Image.Remove(ctx, ref, force)
 			})
 		},

@@ -11,28 +11,6 @@ import (
 	"github.com/microsandbox-go/microsandbox"
 )
 
-// eachSandbox runs do for every name, goes on after failures and fails if any did.
-func eachSandbox(cmd *cobra.Command, names []string, quiet bool, do func(context.Context, string) error) error {
-	failed := false
-	for _, name := range names {
-		if err := do(cmd.Context(), name); err != nil {
-			printError(cmd.ErrOrStderr(), err)
-			failed = true
-			if cmd.Context().Err() != nil {
-				break
-			}
-			continue
-		}
-		if !quiet {
-			fmt.Fprintln(cmd.OutOrStdout(), name)
-		}
-	}
-	if failed {
-		return exitError{exitFailure}
-	}
-	return nil
-}
-
 func newStartCmd() *cobra.Command {
 	var quiet bool
 	cmd := &cobra.Command{
@@ -40,7 +18,8 @@ func newStartCmd() *cobra.Command {
 		Short: "Boot stopped sandboxes again, in the background",
 		Args:  args(cobra.MinimumNArgs(1)), ValidArgsFunction: completeSandboxes,
 		RunE: func(cmd *cobra.Command, names []string) error {
-			return eachSandbox(cmd, names, quiet, func(ctx context.Context, name string) error {
+			return eachName(cmd, names, quiet, func(name string) error {
+				ctx := cmd.Context()
 				sb, err := microsandbox.StartSandboxDetached(ctx, name)
 				if err != nil {
 					return err
@@ -63,7 +42,8 @@ func newStopCmd() *cobra.Command {
 guest powers off. A guest that does not within the timeout is killed.`,
 		Args: args(cobra.MinimumNArgs(1)), ValidArgsFunction: completeSandboxes,
 		RunE: func(cmd *cobra.Command, names []string) error {
-			return eachSandbox(cmd, names, quiet, func(ctx context.Context, name string) error {
+			return eachName(cmd, names, quiet, func(name string) error {
+				ctx := cmd.Context()
 				h, err := microsandbox.GetSandbox(ctx, name)
 				if err != nil {
 					return err
@@ -88,7 +68,7 @@ func newKillCmd() *cobra.Command {
 		Short: "End sandboxes at once, as a power cut would",
 		Args:  args(cobra.MinimumNArgs(1)), ValidArgsFunction: completeSandboxes,
 		RunE: func(cmd *cobra.Command, names []string) error {
-			return eachSandbox(cmd, names, quiet, killByName)
+			return eachName(cmd, names, quiet, func(name string) error { return killByName(cmd.Context(), name) })
 		},
 	}
 	quietFlag(cmd, &quiet, "print nothing")
@@ -110,7 +90,8 @@ func newRmCmd() *cobra.Command {
 		Short: "Remove sandboxes; volumes stay",
 		Args:  args(cobra.MinimumNArgs(1)), ValidArgsFunction: completeSandboxes,
 		RunE: func(cmd *cobra.Command, names []string) error {
-			return eachSandbox(cmd, names, quiet, func(ctx context.Context, name string) error {
+			return eachName(cmd, names, quiet, func(name string) error {
+				ctx := cmd.Context()
 				if force {
 					if err := killByName(ctx, name); err != nil && !microsandbox.IsKind(err, microsandbox.ErrSandboxNotRunning) {
 						return err
