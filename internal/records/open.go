@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"net/url"
 	"os"
-	"sync"
 	"time"
 
 	_ "modernc.org/sqlite" // the driver "sqlite"
@@ -29,8 +28,7 @@ type DB struct {
 
 	at, journalAt stamp // the files when the handle was opened, for Stale
 
-	closing sync.Once
-	closed  error
+	shut bool // Close was called
 }
 
 // Waiting for other processes: SQLite's own busy handler retries for a quarter
@@ -118,17 +116,20 @@ func (d *DB) disconnect() {
 	d.sql, d.stmts = nil, nil
 }
 
-// Close releases the database; a second call does nothing.
+// Close waits for the call in progress and releases the database. Later calls
+// of other methods fail; a second Close does nothing.
 func (d *DB) Close() error {
-	d.closing.Do(func() {
-		<-d.turn
-		d.disconnect()
-		if d.copied != "" {
-			d.closed = os.RemoveAll(d.copied)
-		}
-		d.turn <- struct{}{}
-	})
-	return d.closed
+	<-d.turn
+	defer d.give()
+	if d.shut {
+		return nil
+	}
+	d.shut = true
+	d.disconnect()
+	if d.copied != "" {
+		return os.RemoveAll(d.copied)
+	}
+	return nil
 }
 
 // stmt returns the prepared form of a statement. The caller has the turn.
@@ -150,10 +151,14 @@ func (d *DB) take(ctx context.Context) error {
 	}
 	select {
 	case <-d.turn:
-		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	if d.shut {
+		d.give()
+		return errdefs.New(errdefs.InvalidHandle, "the records of %s are closed", d.home)
+	}
+	return nil
 }
 
 func (d *DB) give() { d.turn <- struct{}{} }

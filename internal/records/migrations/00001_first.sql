@@ -15,6 +15,7 @@ CREATE TABLE volume (
   moving_from TEXT NOT NULL
 );
 CREATE INDEX volume_newest ON volume (created_ns DESC, id DESC);
+CREATE INDEX volume_moving ON volume (moving_from) WHERE moving_from <> '';
 CREATE TABLE tombstone (
   id TEXT NOT NULL PRIMARY KEY,
   name TEXT NOT NULL,

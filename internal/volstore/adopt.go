@@ -1,0 +1,167 @@
+package volstore
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/microsandbox-go/microsandbox/internal/diskimg"
+	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/home"
+	"github.com/microsandbox-go/microsandbox/internal/records"
+)
+
+// AdoptOptions of Adopt. With Kind "" a directory that holds disk.raw and
+// nothing else is a disk volume, any other a directory volume.
+type AdoptOptions struct {
+	Kind     string
+	QuotaMiB uint32 // directory volumes only
+	Labels   map[string]string
+}
+
+// Adopt makes a volume of a stranger's directory volumes/NAME, as it is. If NAME
+// is a volume whose directory was replaced (restored from a backup), the volume
+// takes the directory that is there now; its other attributes stay.
+//
+// Errors: VolumeNotFound when there is no such directory; VolumeAlreadyExists
+// when it is the volume's own; InvalidConfig; Cancelled; IO.
+func (s *Store) Adopt(ctx context.Context, name string, opt AdoptOptions) (*Volume, error) {
+	if err := ValidateName(name); err != nil {
+		return nil, err
+	}
+	if err := validateLabels(name, opt.Labels); err != nil {
+		return nil, err
+	}
+	v, err := s.adopt(ctx, name, opt)
+	return v, s.wrap("adopt", name, err)
+}
+
+func (s *Store) adopt(ctx context.Context, name string, opt AdoptOptions) (*Volume, error) {
+	db, done, err := s.records(ctx, true)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	lock, err := s.lockNames(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer lock.unlock()
+	if _, err := s.settle(ctx, db, lock); err != nil {
+		return nil, err
+	}
+	r, err := db.VolumeByName(ctx, name)
+	if err == nil {
+		return s.readopt(ctx, db, r)
+	}
+	if !errdefs.Is(err, errdefs.VolumeNotFound) {
+		return nil, err
+	}
+	st, err := s.stageStranger(name, opt)
+	if err != nil {
+		return nil, err
+	}
+	defer st.drop()
+	return s.publish(ctx, db, lock, st)
+}
+
+// stageStranger makes the staging directory of an adoption: without data, and
+// with the identity of what lies at the name.
+func (s *Store) stageStranger(name string, opt AdoptOptions) (_ *staging, err error) {
+	dir, err := openDir(s.home.Volume(name), 0)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return nil, errdefs.New(errdefs.VolumeNotFound, "volume %q: there is no directory %s to adopt", name, s.home.Volume(name))
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	kind, capacity, fstype, err := look(dir, opt.Kind)
+	if err != nil {
+		return nil, err
+	}
+	sp := Spec{Name: name, Kind: KindDir, QuotaMiB: opt.QuotaMiB, Labels: opt.Labels}
+	if kind == KindDisk && opt.QuotaMiB != 0 {
+		return nil, errdefs.New(errdefs.InvalidConfig, "volume %q: a disk volume has no quota; its size is its limit", name)
+	}
+	st, err := s.newStaging(sp)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			st.drop()
+		}
+	}()
+	st.adopt = true
+	if kind == KindDisk {
+		st.record.Kind, st.record.CapacityBytes = KindDisk, capacity
+		st.record.DiskFormat, st.record.DiskFstype = "raw", fstype
+	}
+	if st.record.Identity, err = identityOf(dir); err != nil {
+		return nil, err
+	}
+	if err := st.seal(); err != nil {
+		return nil, err
+	}
+	if err := errors.Join(dir.Sync(), syncDir(s.home.Volumes())); err != nil {
+		return nil, err
+	}
+	return st, pointStaged.Hit()
+}
+
+// look decides of what kind a directory is, and reads a disk's size and type.
+func look(dir *os.File, asked string) (kind string, capacity int64, fstype string, err error) {
+	image := filepath.Join(dir.Name(), home.DiskFile)
+	names, err := dir.Readdirnames(2)
+	only := err == nil && len(names) == 1 && names[0] == home.DiskFile
+	if asked == KindDir || (asked == "" && !only) {
+		return KindDir, 0, "", nil
+	}
+	f, _, err := diskimg.OpenRaw(image, true)
+	if err != nil {
+		return "", 0, "", err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return "", 0, "", err
+	}
+	magic := make([]byte, 2)
+	if _, err := f.ReadAt(magic, 1024+56); err == nil && binary.LittleEndian.Uint16(magic) == 0xef53 {
+		fstype = "ext4" // or an older one that the ext4 driver mounts
+	}
+	return KindDisk, fi.Size(), fstype, nil
+}
+
+// readopt gives a volume the directory that lies at its name.
+func (s *Store) readopt(ctx context.Context, db *records.DB, r *records.Volume) (*Volume, error) {
+	id, ok, err := identityAt(s.home.Volume(r.Name))
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		return nil, errdefs.New(errdefs.Filesystem, "volume %q: its data directory %s is missing", r.Name, s.home.Volume(r.Name))
+	}
+	if id.Same(r.Identity) {
+		return nil, alreadyExists(r.Name)
+	}
+	held, err := s.lockUnattached(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	defer held.Close()
+	if err := db.SetVolumeIdentity(ctx, r.ID, r.Name, id); err != nil {
+		return nil, err
+	}
+	r.Identity = id
+	if _, err := s.ensureState(r); err != nil {
+		return nil, err
+	}
+	return s.volume(r), nil
+}

@@ -1,0 +1,259 @@
+package volstore
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/microsandbox-go/microsandbox/internal/diskimg"
+	"github.com/microsandbox-go/microsandbox/internal/records"
+)
+
+// AttachMode says with whom a volume may be shared.
+type AttachMode uint8
+
+// The modes.
+const (
+	Shared    AttachMode = iota // any number of holders
+	Exclusive                   // one holder
+)
+
+// Holder describes who has a volume attached.
+type Holder struct {
+	Sandbox  string    `json:"sandbox"`
+	PID      int       `json:"pid"`
+	Readonly bool      `json:"readonly"`
+	Since    time.Time `json:"since"`
+}
+
+// String is the holder for messages.
+func (h Holder) String() string {
+	how := "read-write"
+	if h.Readonly {
+		how = "read-only"
+	}
+	if h.Sandbox == "" {
+		return fmt.Sprintf("process %d (%s)", h.PID, how)
+	}
+	return fmt.Sprintf("sandbox %q (%s)", h.Sandbox, how)
+}
+
+// Attachment is a volume held by one sandbox. It is held as long as a process
+// has Lock open, also after Close if another process inherited it.
+type Attachment struct {
+	Volume Volume
+	Lock   *os.File // to be inherited by the process that serves the volume
+	Disk   *os.File // image of a disk volume with QEMU's image locks, nil for a directory
+}
+
+// Close gives up this process's part of the attachment.
+func (a *Attachment) Close() error {
+	var err error
+	for _, f := range []*os.File{a.Disk, a.Lock} {
+		if f != nil {
+			err = errors.Join(err, f.Close())
+		}
+	}
+	a.Disk, a.Lock = nil, nil
+	return err
+}
+
+// Attach takes the attach lock of the volume with this name, then reads its
+// record again, so that it cannot race a removal. h.Since is set to now.
+//
+// Errors: VolumeNotFound; InvalidConfig with the cause ErrVolumeInUse, naming
+// the holders; Cancelled; IO.
+func (s *Store) Attach(ctx context.Context, name string, mode AttachMode, h Holder) (*Attachment, error) {
+	v, err := s.Get(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return s.AttachID(ctx, v.ID, mode, h)
+}
+
+// AttachID is Attach for the volume with this id and no successor of its name.
+func (s *Store) AttachID(ctx context.Context, id string, mode AttachMode, h Holder) (*Attachment, error) {
+	v, err := s.GetByID(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	a, err := s.attach(ctx, v, mode, h)
+	return a, s.wrap("attach", v.Name, err)
+}
+
+func (s *Store) attach(ctx context.Context, v *Volume, mode AttachMode, h Holder) (_ *Attachment, err error) {
+	lock, err := s.openAttach(ctx, v)
+	if err != nil {
+		return nil, err
+	}
+	a := &Attachment{Lock: lock}
+	defer func() {
+		if err != nil {
+			_ = a.Close()
+		}
+	}()
+	how := unix.LOCK_SH
+	if mode == Exclusive {
+		how = unix.LOCK_EX
+	}
+	if err := s.tryAttachLock(ctx, lock, how, v.Name); err != nil {
+		return nil, err
+	}
+	now, err := s.GetByID(ctx, v.ID)
+	if err != nil {
+		return nil, err
+	}
+	a.Volume = *now
+	if now.Kind == KindDisk {
+		if a.Disk, _, err = diskimg.OpenRaw(now.DiskPath, h.Readonly); err != nil {
+			return nil, err
+		}
+	}
+	h.Since = time.Now().UTC()
+	writeHolder(lock, h)
+	return a, nil
+}
+
+// openAttach opens the attach file; a state directory lost in a power cut is
+// made anew first.
+func (s *Store) openAttach(ctx context.Context, v *Volume) (*os.File, error) {
+	path := filepath.Join(s.home.State(v.ID), attachName)
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return f, err
+	}
+	if err := s.settleByID(ctx, &v.Volume); err != nil {
+		return nil, err
+	}
+	f, err = os.OpenFile(path, os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, records.VolumeNotFound(v.Name) // removed since
+	}
+	return f, err
+}
+
+// settleByID settles the name of a volume. Errors: VolumeNotFound.
+func (s *Store) settleByID(ctx context.Context, r *records.Volume) error {
+	db, done, err := s.records(ctx, true)
+	if err != nil {
+		return err
+	}
+	defer done()
+	lock, _, _, err := s.lockVolume(ctx, db, r)
+	if err != nil {
+		return err
+	}
+	lock.unlock()
+	return nil
+}
+
+// attachPatience is how long a lock is waited for whose holder is not known:
+// an attachment in the making, or a removal that may yet give up.
+const attachPatience = time.Second
+
+// tryAttachLock takes the attach lock in the given way. It waits only while the
+// lock is held by somebody who does not say who he is.
+func (s *Store) tryAttachLock(ctx context.Context, f *os.File, how int, name string) error {
+	end := time.Now().Add(attachPatience)
+	for pause := 100 * time.Microsecond; ; pause = min(2*pause, 20*time.Millisecond) {
+		ok, err := tryFlock(f, how)
+		if ok || err != nil {
+			return err
+		}
+		holders, err := readHolders(f)
+		if err != nil {
+			return err
+		}
+		if gone(f) {
+			return records.VolumeNotFound(name)
+		}
+		if len(holders) > 0 || time.Now().After(end) {
+			return inUse(name, holders)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause):
+		}
+	}
+}
+
+// gone reports whether an open file has lost its last name.
+func gone(f *os.File) bool {
+	var st unix.Stat_t
+	return unix.Fstat(int(f.Fd()), &st) == nil && st.Nlink == 0
+}
+
+// Holders lists who has the volume with this id attached.
+func (s *Store) Holders(ctx context.Context, id string) ([]Holder, error) {
+	f, err := os.Open(filepath.Join(s.home.State(id), attachName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, s.wrap("inspect", id, err)
+	}
+	defer f.Close()
+	hs, err := readHolders(f)
+	return hs, s.wrap("inspect", id, err)
+}
+
+// The attach file holds one record of holderSize bytes per holder. Beside the
+// flock on the file, a holder has an OFD lock on byte i, through the same open
+// file: both go where the descriptor is inherited and both end with its last
+// holder. A record counts only while its byte is locked.
+const (
+	holderSize = 512
+	maxHolders = 4096
+)
+
+// writeHolder notes the holder in the first free slot. An attachment without a
+// note (full disk) is as good a lock, only nameless.
+func writeHolder(f *os.File, h Holder) {
+	b, err := json.Marshal(h)
+	if err != nil || len(b) >= holderSize {
+		return
+	}
+	record := append(b, bytes.Repeat([]byte{'\n'}, holderSize-len(b))...)
+	for i := range int64(maxHolders) {
+		lk := unix.Flock_t{Type: unix.F_WRLCK, Start: i, Len: 1}
+		if unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lk) == nil {
+			_, _ = f.WriteAt(record, i*holderSize)
+			return
+		}
+	}
+}
+
+func readHolders(f *os.File) ([]Holder, error) {
+	fi, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	var out []Holder
+	buf := make([]byte, holderSize)
+	for i := range min(fi.Size()/holderSize, maxHolders) {
+		lk := unix.Flock_t{Type: unix.F_WRLCK, Start: i, Len: 1}
+		if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &lk); err != nil {
+			return nil, err
+		}
+		if lk.Type == unix.F_UNLCK {
+			continue
+		}
+		if _, err := f.ReadAt(buf, i*holderSize); err != nil {
+			return nil, err
+		}
+		var h Holder
+		if json.Unmarshal(buf, &h) == nil {
+			out = append(out, h)
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,266 @@
+package volstore
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+	"golang.org/x/sys/unix"
+
+	"github.com/microsandbox-go/microsandbox/internal/diskimg"
+	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/failpoint"
+	"github.com/microsandbox-go/microsandbox/internal/home"
+	"github.com/microsandbox-go/microsandbox/internal/records"
+)
+
+var (
+	pointMade      = failpoint.New("volstore.create.made")      // staging directory is locked, empty
+	pointStaged    = failpoint.New("volstore.create.staged")    // staging is complete and durable
+	pointLocked    = failpoint.New("volstore.create.locked")    // name is locked and settled
+	pointRenamed   = failpoint.New("volstore.create.renamed")   // data has its name
+	pointCommitted = failpoint.New("volstore.create.committed") // record is durable
+)
+
+// Create makes a volume. A directory volume may have a quota; a disk volume
+// must have a size and gets an ext4 image of exactly that size, allocated
+// sparsely.
+//
+// The volume is durable when Create returns. After a crash it is absent or
+// complete; when ctx ends early, or Create fails, nothing is left behind.
+//
+// Errors: InvalidConfig, VolumeAlreadyExists (also for a stranger's directory,
+// with the way to adopt it), UnsupportedOperation without mkfs.ext4, Cancelled, IO.
+func (s *Store) Create(ctx context.Context, sp Spec) (*Volume, error) {
+	if err := sp.Validate(); err != nil {
+		return nil, err
+	}
+	v, err := s.create(ctx, sp)
+	return v, s.wrap("create", sp.Name, err)
+}
+
+func (s *Store) create(ctx context.Context, sp Spec) (*Volume, error) {
+	db, done, err := s.records(ctx, true)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	lock, err := s.holdNames(ctx, sp.Name) // callers of this process build one at a time
+	if err != nil {
+		return nil, err
+	}
+	defer lock.unlock()
+	if _, err := db.VolumeByName(ctx, sp.Name); err == nil {
+		return nil, alreadyExists(sp.Name)
+	}
+	st, err := s.stage(ctx, sp)
+	if err != nil {
+		return nil, err
+	}
+	defer st.drop()
+	if err := lock.lockSlots(ctx); err != nil {
+		return nil, err
+	}
+	return s.publish(ctx, db, lock, st)
+}
+
+// staging is a volume being made. It is locked while file is open.
+type staging struct {
+	s      *Store
+	path   string
+	file   *os.File
+	record records.Volume
+	adopt  bool // the data is at its place already
+	done   bool // published: nothing to drop
+}
+
+// stage makes a durable staging directory for a new volume.
+func (s *Store) stage(ctx context.Context, sp Spec) (_ *staging, err error) {
+	st, err := s.newStaging(sp)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			st.drop()
+		}
+	}()
+	if err := pointMade.Hit(); err != nil {
+		return nil, err
+	}
+	if err := st.makeData(ctx); err != nil {
+		return nil, err
+	}
+	if err := st.seal(); err != nil {
+		return nil, err
+	}
+	return st, pointStaged.Hit()
+}
+
+// newStaging makes and locks an empty staging directory with a new id.
+func (s *Store) newStaging(sp Spec) (*staging, error) {
+	now := time.Now()
+	id, err := ulid.New(ulid.Timestamp(now), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	st := &staging{s: s, path: filepath.Join(s.home.Staging(), id.String())}
+	st.record = records.Volume{
+		ID: id.String(), Name: sp.Name, Kind: KindDir, QuotaMiB: sp.QuotaMiB, Labels: sp.Labels, CreatedAt: now.UTC(),
+	}
+	if sp.Kind == KindDisk {
+		st.record.Kind, st.record.CapacityBytes = KindDisk, int64(sp.SizeMiB)*mib
+		st.record.DiskFormat, st.record.DiskFstype = "raw", "ext4"
+	}
+	// Between making and locking it another process may take it for a leftover.
+	for {
+		err := os.Mkdir(st.path, 0o700)
+		if errors.Is(err, fs.ErrNotExist) {
+			if err = s.home.Ensure(); err == nil {
+				err = os.Mkdir(st.path, 0o700)
+			}
+		}
+		if err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, err
+		}
+		if st.file, err = lockDir(st.path); err != nil || st.file != nil {
+			return st, err
+		}
+	}
+}
+
+// makeData makes the data directory and, for a disk volume, the image.
+func (st *staging) makeData(ctx context.Context) error {
+	data := filepath.Join(st.path, dataName)
+	if err := os.Mkdir(data, 0o700); err != nil {
+		return err
+	}
+	if st.record.Kind == KindDisk {
+		image := filepath.Join(data, home.DiskFile)
+		if err := diskimg.FormatExt4(ctx, image, st.record.CapacityBytes, diskimg.FormatOptions{}); err != nil {
+			return err
+		}
+	}
+	d, err := openDir(data, 0)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if st.record.Identity, err = identityOf(d); err != nil {
+		return err
+	}
+	return d.Sync()
+}
+
+// seal writes the bookkeeping files and makes the staging directory durable.
+func (st *staging) seal() error {
+	for _, name := range []string{attachName, aliveName} {
+		if err := touch(filepath.Join(st.path, name)); err != nil {
+			return err
+		}
+	}
+	if err := writeNew(filepath.Join(st.path, noteName), encodeNote(&st.record), true); err != nil {
+		return err
+	}
+	return errors.Join(st.file.Sync(), syncDir(st.s.home.Staging()))
+}
+
+// drop removes what publish did not take, and unlocks. The note goes first: a
+// half-dropped staging directory must not look like one whose data was renamed.
+func (st *staging) drop() {
+	if !st.done {
+		_ = os.Remove(filepath.Join(st.path, noteName))
+		_ = removeTree(st.path)
+	}
+	_ = st.file.Close()
+}
+
+// publish gives a staged volume its name. The name is locked. From the rename
+// on it is not cancelled.
+func (s *Store) publish(ctx context.Context, db *records.DB, lock *nameLock, st *staging) (*Volume, error) {
+	found, err := s.settle(ctx, db, lock)
+	if err != nil {
+		return nil, err
+	}
+	if err := pointLocked.Hit(); err != nil {
+		return nil, err
+	}
+	if err := s.nameIsFree(ctx, db, st); err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	ctx = context.WithoutCancel(ctx)
+	if err := st.rename(); err != nil {
+		return nil, err
+	}
+	if err := pointRenamed.Hit(); err != nil {
+		return nil, errors.Join(err, st.unrename())
+	}
+	if err := db.InsertVolume(ctx, &st.record, found.tombstones...); err != nil {
+		return nil, errors.Join(err, st.unrename())
+	}
+	st.done = true // the record stands, whatever happens from here on
+	if err := pointCommitted.Hit(); err != nil {
+		return nil, err
+	}
+	// Without this rename the next command does it; it need not be durable.
+	_ = renameNew(st.path, s.home.State(st.record.ID))
+	return s.volume(&st.record), nil
+}
+
+// nameIsFree looks for a record and a stranger.
+func (s *Store) nameIsFree(ctx context.Context, db *records.DB, st *staging) error {
+	name := st.record.Name
+	_, err := db.VolumeByName(ctx, name)
+	if err == nil {
+		return alreadyExists(name)
+	}
+	if !errdefs.Is(err, errdefs.VolumeNotFound) {
+		return err
+	}
+	if path := s.home.Volume(name); !st.adopt && exists(path) {
+		return strangerAt(name, path)
+	}
+	return nil
+}
+
+func (st *staging) rename() error {
+	if st.adopt {
+		return nil
+	}
+	to := st.s.home.Volume(st.record.Name)
+	if err := renameNew(filepath.Join(st.path, dataName), to); err != nil {
+		if errors.Is(err, fs.ErrExist) {
+			return strangerAt(st.record.Name, to)
+		}
+		return err
+	}
+	if err := syncDir(st.s.home.Volumes()); err != nil {
+		return errors.Join(err, st.unrename())
+	}
+	return nil
+}
+
+// unrename takes the name back after a failed commit. If even that fails, the
+// note is removed first, so that no later command commits a creation that was
+// reported as failed.
+func (st *staging) unrename() error {
+	if st.adopt {
+		return nil
+	}
+	from := st.s.home.Volume(st.record.Name)
+	if err := renameNew(from, filepath.Join(st.path, dataName)); err == nil || errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	if err := os.Remove(filepath.Join(st.path, noteName)); err != nil {
+		return err
+	}
+	return removeTree(from)
+}

@@ -1,0 +1,66 @@
+// Package volstore keeps volume records and data directories consistent.
+//
+// # The nouns
+//
+// A volume has a record (package records), a data directory volumes/NAME, and a
+// state directory volumes/.state/ID with volume.json (a copy of the record), the
+// file attach (locked by whoever has the volume attached) and the file alive
+// (its link count tells open handles that the volume is gone). Names can be
+// used again; ids cannot. An identity is device, inode and birth time of a data
+// directory: it tells a volume's data from a stranger's. A stranger is a
+// directory in volumes/ that no record, staging note or tombstone accounts for:
+// it is reported and can be adopted, but never deleted.
+//
+// # Creating, end to end
+//
+// Everything slow is done in .staging/ID, a directory that is flocked while its
+// maker lives: data, volume.json with the identity of data, attach, alive, all
+// synced. Then the name is locked; data is renamed to volumes/NAME and synced;
+// the record is committed; .staging/ID, now without data, is renamed to
+// .state/ID. Removing goes the other way: the record is replaced by a tombstone
+// with the identity in one transaction, .state/ID becomes .trash/ID, the data
+// goes to .trash/ID/data, the name is free, and the tree is deleted: a small one
+// at once, a large one in the background.
+//
+// # Recovery
+//
+// There is no repair command to run first. Every mutating call, once it has its
+// name's lock, looks through .staging, .trash and the tombstones (which are
+// empty but after a kill) and finishes or undoes what it finds, for its own name
+// and for every other name whose lock is free:
+//
+//   - staging with data: was never visible; dropped.
+//   - staging without data, and volumes/NAME has its identity: the kill came
+//     between rename and commit; the record is committed.
+//   - staging without data otherwise: committed (then it is published) or undone.
+//   - tombstone, and volumes/NAME has its identity: the kill came before the data
+//     was moved to the trash; it is moved.
+//   - record with moving_from: a rename is finished.
+//   - record without state directory (power cut): it is written anew.
+//
+// # Invariants
+//
+//   - A record is committed only after its data has its name, durably; so a
+//     record never lacks data, whatever is cut when.
+//   - Data is deleted only from staging and trash, and gets to the trash only if
+//     its identity is that of a removed record.
+//   - A call that waited for a lock acts on the volume it was called for, never
+//     on one made meanwhile under the same name.
+//   - No reading call writes anything or waits for a name's lock.
+//   - Nothing here follows a path inside a volume.
+//
+// # Lock order
+//
+// In-process mutexes of names (ascending), flocks of the names' slots
+// (ascending), the attach lock, the turn of the database. While holding a name,
+// other names' locks and staging and trash locks are only tried, never waited
+// for. All of them are kernel locks that die with their holder; waiting honours
+// ctx. The attach lock is meant to be inherited: it is free when supervisor,
+// virtual machine and file server are all gone.
+//
+// # What it trusts, and what it leaves to others
+//
+// It trusts the home (mode 0700) against other users, not the content of
+// volumes, which guests write. File access inside volumes is volumefs, limits
+// are quota, sandboxes are records of their own.
+package volstore

@@ -1,0 +1,71 @@
+package volstore
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+)
+
+// wrap turns an error of the file system into the error of this package: which
+// operation on which volume. Typed errors pass; they learn the operation.
+func (s *Store) wrap(op, name string, err error) error {
+	if err == nil {
+		return nil
+	}
+	var typed *errdefs.Error
+	if !errors.As(err, &typed) {
+		typed = s.classify(op, name, err)
+		err = typed
+	}
+	if typed.Op == "" {
+		typed.Op, typed.Volume = op, name
+	}
+	return err
+}
+
+func (s *Store) classify(op, name string, err error) *errdefs.Error {
+	what := op + " volume " + quote(name)
+	switch {
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return errdefs.Wrap(errdefs.Cancelled, err, "%s", what)
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return errdefs.Wrap(errdefs.IO, err, "%s: no space left in %s", what, s.home).
+			WithHint("free some space, for example with: msb volume rm NAME")
+	case errors.Is(err, unix.EROFS), errors.Is(err, fs.ErrPermission):
+		return errdefs.Wrap(errdefs.IO, err, "%s: the home %s is not writable", what, s.home).
+			WithHint("set MSB_HOME to a directory that you may write to")
+	}
+	return errdefs.Wrap(errdefs.IO, err, "%s", what)
+}
+
+func quote(name string) string { return `"` + name + `"` }
+
+// inUse is the error of an operation that needs a volume nobody holds.
+func inUse(name string, holders []Holder) error {
+	who := "another process"
+	if len(holders) > 0 {
+		names := make([]string, len(holders))
+		for i, h := range holders {
+			names[i] = h.String()
+		}
+		who = strings.Join(names, ", ")
+	}
+	return errdefs.Wrap(errdefs.InvalidConfig, errdefs.ErrVolumeInUse, "volume %q is attached by %s", name, who).
+		WithHint("stop what uses it first")
+}
+
+func alreadyExists(name string) *errdefs.Error {
+	return errdefs.New(errdefs.VolumeAlreadyExists, "volume %q already exists", name)
+}
+
+// strangerAt is the error of creating a volume where a directory lies that is
+// not ours.
+func strangerAt(name, path string) error {
+	return errdefs.New(errdefs.VolumeAlreadyExists, "volume %q: %s exists but belongs to no volume", name, path).
+		WithHint("take it over with: msb volume adopt %s", name)
+}

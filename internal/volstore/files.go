@@ -1,0 +1,199 @@
+package volstore
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/microsandbox-go/microsandbox/internal/diskimg"
+	"github.com/microsandbox-go/microsandbox/internal/records"
+)
+
+// Files of a state directory (and of a staging directory, which becomes one).
+const (
+	dataName   = "data"        // staging and trash only: the data directory
+	noteName   = "volume.json" // copy of the record
+	attachName = "attach"      // flocked by holders
+	aliveName  = "alive"       // unlinked when the volume is removed
+)
+
+// note is the content of volume.json.
+type note struct {
+	Version       int               `json:"version"` // 1
+	ID            string            `json:"id"`
+	Name          string            `json:"name"`
+	Kind          string            `json:"kind"`
+	QuotaMiB      uint32            `json:"quota_mib,omitempty"`
+	CapacityBytes int64             `json:"capacity_bytes,omitempty"`
+	DiskFormat    string            `json:"disk_format,omitempty"`
+	DiskFstype    string            `json:"disk_fstype,omitempty"`
+	Labels        map[string]string `json:"labels,omitempty"`
+	CreatedAt     time.Time         `json:"created_at"`
+	Dev           uint64            `json:"dev"`
+	Ino           uint64            `json:"ino"`
+	BirthNS       int64             `json:"birth_ns"`
+}
+
+const noteVersion = 1
+
+func encodeNote(v *records.Volume) []byte {
+	b, err := json.Marshal(note{
+		Version: noteVersion, ID: v.ID, Name: v.Name, Kind: v.Kind, QuotaMiB: v.QuotaMiB, CapacityBytes: v.CapacityBytes,
+		DiskFormat: v.DiskFormat, DiskFstype: v.DiskFstype, Labels: v.Labels, CreatedAt: v.CreatedAt,
+		Dev: v.Identity.Dev, Ino: v.Identity.Ino, BirthNS: v.Identity.BirthNS,
+	})
+	if err != nil {
+		panic("volstore: a record cannot be encoded: " + err.Error())
+	}
+	return append(b, '\n')
+}
+
+func readNote(path string) (*records.Volume, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var n note
+	if err := json.Unmarshal(b, &n); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	if n.Version != noteVersion || ValidateName(n.Name) != nil {
+		return nil, fmt.Errorf("%s: version %d, name %q", path, n.Version, n.Name)
+	}
+	return &records.Volume{
+		ID: n.ID, Name: n.Name, Kind: n.Kind, QuotaMiB: n.QuotaMiB, CapacityBytes: n.CapacityBytes,
+		DiskFormat: n.DiskFormat, DiskFstype: n.DiskFstype, Labels: n.Labels, CreatedAt: n.CreatedAt,
+		Identity: records.Identity{Dev: n.Dev, Ino: n.Ino, BirthNS: n.BirthNS},
+	}, nil
+}
+
+// writeNew writes a file that must not exist yet; synced says whether its
+// content must survive a power cut.
+func writeNew(path string, data []byte, synced bool) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	if len(data) > 0 {
+		_, err = f.Write(data)
+	}
+	if err == nil && synced {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
+
+// touch makes an empty file unless there is one.
+func touch(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+func syncDir(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// renameNew renames and fails with fs.ErrExist if there is something at to.
+// Where the file system knows no RENAME_NOREPLACE, the caller's lock and a look
+// must do.
+func renameNew(from, to string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+		if _, err := os.Lstat(to); err == nil {
+			return &os.LinkError{Op: "rename", Old: from, New: to, Err: unix.EEXIST}
+		}
+		return os.Rename(from, to)
+	}
+	if err != nil {
+		return &os.LinkError{Op: "rename", Old: from, New: to, Err: err}
+	}
+	return nil
+}
+
+// openDir opens a directory without following a symlink.
+func openDir(path string, flags int) (*os.File, error) {
+	fd, err := unix.Open(path, unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC|flags, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+func identityOf(f *os.File) (records.Identity, error) {
+	id, err := diskimg.IdentityOf(f)
+	return records.Identity(id), err
+}
+
+// identityAt returns the identity of the directory at path; ok is false when
+// there is nothing or something else.
+func identityAt(path string) (id records.Identity, ok bool, err error) {
+	f, err := openDir(path, unix.O_PATH)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return id, false, nil
+	}
+	if err != nil {
+		return id, false, err
+	}
+	defer f.Close()
+	id, err = identityOf(f)
+	return id, err == nil, err
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// tryFlock takes an exclusive lock on an open file; ok is false when somebody
+// else has it. It never waits.
+func tryFlock(f *os.File, how int) (ok bool, err error) {
+	for {
+		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
+		switch {
+		case err == nil:
+			return true, nil
+		case errors.Is(err, unix.EWOULDBLOCK):
+			return false, nil
+		case !errors.Is(err, unix.EINTR):
+			return false, &os.PathError{Op: "flock", Path: f.Name(), Err: err}
+		}
+	}
+}
+
+// lockDir opens and locks a staging or trash directory that must still be at
+// its path afterwards; nil means that it is busy or gone.
+func lockDir(path string) (*os.File, error) {
+	f, err := openDir(path, 0)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+			return nil, nil
+		}
+		return nil, err
+	}
+	ok, err := tryFlock(f, unix.LOCK_EX)
+	if err != nil || !ok || !sameFile(f, path) {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func sameFile(f *os.File, path string) bool {
+	var a, b unix.Stat_t
+	return unix.Fstat(int(f.Fd()), &a) == nil && unix.Lstat(path, &b) == nil && a.Dev == b.Dev && a.Ino == b.Ino
+}
+
+// fdPath names an open file without any path lookup but in /proc.
+func fdPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }

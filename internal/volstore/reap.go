@@ -1,0 +1,88 @@
+package volstore
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+
+	"github.com/microsandbox-go/microsandbox/internal/failpoint"
+)
+
+var pointReaped = failpoint.New("volstore.remove.reaped") // the tree is deleted
+
+// reapAtOnce is the number of files that a removal deletes itself; more are
+// left to the background.
+const reapAtOnce = 512
+
+// reapOne deletes one removed volume from the trash, in the background if it is
+// large. A removal is complete without it.
+func (s *Store) reapOne(id string) {
+	if err := s.reapTree(id, reapAtOnce); errors.Is(err, errBudget) {
+		s.reapInBackground()
+	}
+}
+
+// reapLeftovers deletes what earlier processes left in the trash.
+func (s *Store) reapLeftovers(out *settled) {
+	ids, err := listNames(s.home.Trash())
+	if err != nil {
+		return
+	}
+	for _, id := range ids {
+		path := filepath.Join(s.home.Trash(), id)
+		err := s.reapTree(id, reapAtOnce)
+		switch {
+		case errors.Is(err, errBudget):
+			s.reapInBackground()
+			out.add(Finding{Kind: FoundTrash, ID: id, Path: path, Action: "deleting in the background"})
+			return
+		case err != nil:
+			out.add(Finding{Kind: FoundTrash, ID: id, Path: path, Detail: err.Error(), Action: "could not be deleted"})
+		default:
+			out.add(Finding{Kind: FoundTrash, ID: id, Path: path, Action: "deleted"})
+		}
+	}
+}
+
+// reapTree deletes one directory of the trash; one that another process is
+// deleting is left to it.
+func (s *Store) reapTree(id string, budget int) error {
+	path := filepath.Join(s.home.Trash(), id)
+	f, err := lockDir(path)
+	if err != nil || f == nil {
+		return err
+	}
+	defer f.Close()
+	if err := removeSome(path, budget); err != nil {
+		return err
+	}
+	return pointReaped.Hit()
+}
+
+func (s *Store) reapInBackground() {
+	if s.reapElsewhere != nil {
+		if s.reapElsewhere(s.home) == nil {
+			return
+		}
+	}
+	s.background.Go(func() { _ = s.ReapTrash(context.Background()) })
+}
+
+// ReapTrash deletes everything in the trash that nobody else is deleting. It is
+// what a background process runs. ctx is looked at between volumes.
+func (s *Store) ReapTrash(ctx context.Context) error {
+	ids, err := listNames(s.home.Trash())
+	if err != nil {
+		return s.wrap("reap", "trash", err)
+	}
+	var errs []error
+	for _, id := range ids {
+		if ctx.Err() != nil {
+			return s.wrap("reap", id, ctx.Err())
+		}
+		if err := s.reapTree(id, unlimited); err != nil {
+			errs = append(errs, s.wrap("reap", id, err))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,218 @@
+package volstore
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/failpoint"
+	"github.com/microsandbox-go/microsandbox/internal/records"
+)
+
+var (
+	pointMarked   = failpoint.New("volstore.remove.marked")   // open handles look for the record
+	pointRecorded = failpoint.New("volstore.remove.recorded") // the record is a tombstone
+	pointUnlisted = failpoint.New("volstore.remove.unlisted") // the state is in the trash
+	pointTrashed  = failpoint.New("volstore.remove.trashed")  // the name is free
+)
+
+// Remove deletes the volume that has this name when the call begins, and its
+// data. The name can be used again when Remove returns; a large tree is deleted
+// in the background.
+//
+// After a crash the volume is there or gone. Errors: VolumeNotFound,
+// InvalidConfig with the cause ErrVolumeInUse while it is attached, Cancelled, IO.
+func (s *Store) Remove(ctx context.Context, name string) error {
+	return s.wrap("remove", name, s.remove(ctx, name))
+}
+
+func (s *Store) remove(ctx context.Context, name string) error {
+	db, done, err := s.records(ctx, true)
+	if err != nil {
+		return err
+	}
+	defer done()
+	r, err := db.VolumeByName(ctx, name)
+	if err == nil {
+		return s.removeID(ctx, db, r)
+	}
+	if !errdefs.Is(err, errdefs.VolumeNotFound) || ValidateName(name) != nil {
+		return err
+	}
+	return s.removeRecovered(ctx, db, name, err)
+}
+
+// removeRecovered removes a volume that has no record yet because its creator
+// was killed before the commit. One that somebody else made meanwhile is not
+// the caller's to remove.
+func (s *Store) removeRecovered(ctx context.Context, db *records.DB, name string, notFound error) error {
+	lock, err := s.lockNames(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer lock.unlock()
+	found, err := s.settle(ctx, db, lock)
+	if err != nil {
+		return err
+	}
+	r, err := db.VolumeByName(ctx, name)
+	if err != nil || !slices.Contains(found.recovered, r.ID) {
+		if err == nil || errdefs.Is(err, errdefs.VolumeNotFound) {
+			return s.notFound(name, notFound)
+		}
+		return err
+	}
+	return s.removeLocked(ctx, db, r, found)
+}
+
+// notFound adds to a VolumeNotFound error that a stranger has the name.
+func (s *Store) notFound(name string, err error) error {
+	var e *errdefs.Error
+	if errors.As(err, &e) && exists(s.home.Volume(name)) {
+		return e.WithHint("%s belongs to no volume; take it over with: msb volume adopt %s", s.home.Volume(name), name)
+	}
+	return err
+}
+
+// RemoveID deletes the volume with this id, whatever its name is by now, and no
+// other. Errors as Remove.
+func (s *Store) RemoveID(ctx context.Context, id string) error {
+	db, done, err := s.records(ctx, true)
+	if err != nil {
+		return s.wrap("remove", id, err)
+	}
+	defer done()
+	r, err := db.VolumeByID(ctx, id)
+	if err != nil {
+		return s.wrap("remove", id, err)
+	}
+	return s.wrap("remove", r.Name, s.removeID(ctx, db, r))
+}
+
+func (s *Store) removeID(ctx context.Context, db *records.DB, r *records.Volume) error {
+	lock, r, found, err := s.lockVolume(ctx, db, r)
+	if err != nil {
+		return err
+	}
+	defer lock.unlock()
+	return s.removeLocked(ctx, db, r, found)
+}
+
+// lockVolume locks the name of a volume, settles it and reads the record again,
+// following renames that happened meanwhile. Errors: VolumeNotFound.
+func (s *Store) lockVolume(ctx context.Context, db *records.DB, r *records.Volume) (*nameLock, *records.Volume, *settled, error) {
+	for {
+		names := []string{r.Name}
+		if r.MovingFrom != "" {
+			names = append(names, r.MovingFrom)
+		}
+		lock, err := s.lockNames(ctx, names...)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		found, err := s.settle(ctx, db, lock)
+		var now *records.Volume
+		if err == nil {
+			now, err = db.VolumeByID(ctx, r.ID)
+		}
+		if errdefs.Is(err, errdefs.VolumeNotFound) {
+			err = records.VolumeNotFound(r.Name)
+		}
+		if err == nil && now.Name == r.Name && now.MovingFrom == "" {
+			return lock, now, found, nil
+		}
+		lock.unlock()
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		r = now
+	}
+}
+
+// removeLocked removes a volume whose name is locked and settled.
+func (s *Store) removeLocked(ctx context.Context, db *records.DB, r *records.Volume, found *settled) error {
+	held, err := s.lockUnattached(ctx, r)
+	if err != nil {
+		return err
+	}
+	defer held.Close()
+	alive := filepath.Join(s.home.State(r.ID), aliveName)
+	if err := os.Remove(alive); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	err = pointMarked.Hit()
+	if err == nil {
+		err = db.DeleteVolume(ctx, r, found.tombstones...)
+	}
+	if err != nil {
+		return errors.Join(err, touch(alive))
+	}
+	// The volume is gone. What fails from here on is left to the next command.
+	if err := pointRecorded.Hit(); err != nil {
+		return err
+	}
+	if _, err := s.clearName(r.ID, r.Name, r.Identity); err != nil {
+		return err
+	}
+	if err := pointTrashed.Hit(); err != nil {
+		return err
+	}
+	s.reapOne(r.ID)
+	return nil
+}
+
+// lockUnattached takes the attach lock exclusively. An attachment in the making
+// or a removal that is about to give up is waited for, but not long.
+func (s *Store) lockUnattached(ctx context.Context, r *records.Volume) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(s.home.State(r.ID), attachName), os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	err = s.tryAttachLock(ctx, f, unix.LOCK_EX, r.Name)
+	if err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// clearName moves the state and the data of a removed volume to the trash. What
+// lies at the name with another identity is a stranger's and stays. moved tells
+// whether data was moved. The name is locked.
+func (s *Store) clearName(id, name string, data records.Identity) (moved bool, err error) {
+	trash := filepath.Join(s.home.Trash(), id)
+	err = renameNew(s.home.State(id), trash)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrExist) {
+		if !noRoom(err) {
+			return false, err
+		}
+		_ = removeTree(s.home.State(id))
+	}
+	if err := pointUnlisted.Hit(); err != nil {
+		return false, err
+	}
+	path := s.home.Volume(name)
+	have, ok, err := identityAt(path)
+	if err != nil || !ok || !have.Same(data) {
+		return false, err
+	}
+	if err := os.Mkdir(trash, 0o700); err != nil && !errors.Is(err, fs.ErrExist) && !noRoom(err) {
+		return false, err
+	}
+	err = renameNew(path, filepath.Join(trash, dataName))
+	if err != nil && (noRoom(err) || errors.Is(err, fs.ErrNotExist)) {
+		return true, removeTree(path) // no room for a name in the trash: delete in place
+	}
+	return err == nil, err
+}
+
+// noRoom tells whether a rename failed for want of space for the new name.
+func noRoom(err error) bool {
+	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
+}

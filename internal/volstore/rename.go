@@ -1,0 +1,113 @@
+package volstore
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+
+	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/failpoint"
+	"github.com/microsandbox-go/microsandbox/internal/records"
+)
+
+var (
+	pointNoted    = failpoint.New("volstore.rename.recorded") // the record has the new name and remembers the old
+	pointMoved    = failpoint.New("volstore.rename.moved")    // the data has the new name
+	pointFinished = failpoint.New("volstore.rename.finished") // the record has forgotten the old name
+)
+
+// Rename gives a volume another name; its id, data and labels stay, and open
+// Data goes on working. An attached volume is not renamed.
+//
+// After a crash it has one of the two names. Errors: InvalidConfig, also with the
+// cause ErrVolumeInUse; VolumeNotFound; VolumeAlreadyExists; Cancelled; IO.
+func (s *Store) Rename(ctx context.Context, from, to string) (*Volume, error) {
+	if err := ValidateName(to); err != nil {
+		return nil, err
+	}
+	if from == to {
+		return nil, errdefs.New(errdefs.InvalidConfig, "volume %q has this name already", from)
+	}
+	v, err := s.rename(ctx, from, to)
+	return v, s.wrap("rename", from, err)
+}
+
+func (s *Store) rename(ctx context.Context, from, to string) (*Volume, error) {
+	db, done, err := s.records(ctx, true)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	lock, err := s.lockNames(ctx, from, to)
+	if err != nil {
+		return nil, err
+	}
+	defer lock.unlock()
+	if _, err := s.settle(ctx, db, lock); err != nil {
+		return nil, err
+	}
+	r, err := db.VolumeByName(ctx, from)
+	if err != nil {
+		return nil, s.notFound(from, err)
+	}
+	if err := s.nameIsFree(ctx, db, &staging{s: s, record: records.Volume{Name: to}}); err != nil {
+		return nil, err
+	}
+	held, err := s.lockUnattached(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	defer held.Close()
+	ctx = context.WithoutCancel(ctx)
+	if err := db.RenameVolume(ctx, r.ID, from, to); err != nil {
+		return nil, err
+	}
+	r.Name, r.MovingFrom = to, from
+	if err := pointNoted.Hit(); err != nil {
+		return nil, err
+	}
+	if err := s.finishMove(ctx, db, r); err != nil {
+		return nil, err
+	}
+	return s.volume(r), nil
+}
+
+// finishMove moves the data of a volume to its new name. Both names are locked.
+// If a stranger has come to lie there meanwhile, the volume gets its old name
+// back.
+func (s *Store) finishMove(ctx context.Context, db *records.DB, r *records.Volume) error {
+	from, to := s.home.Volume(r.MovingFrom), s.home.Volume(r.Name)
+	id, ok, err := identityAt(from)
+	if err != nil {
+		return err
+	}
+	if ok && id.Same(r.Identity) {
+		err := renameNew(from, to)
+		if errors.Is(err, fs.ErrExist) {
+			name := r.Name
+			if err := db.RenameVolume(ctx, r.ID, "", r.MovingFrom); err != nil {
+				return err
+			}
+			r.Name, r.MovingFrom = r.MovingFrom, ""
+			return strangerAt(name, to)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if err := syncDir(s.home.Volumes()); err != nil {
+		return err
+	}
+	if err := pointMoved.Hit(); err != nil {
+		return err
+	}
+	if err := db.FinishRename(ctx, r.ID, r.Name); err != nil {
+		return err
+	}
+	r.MovingFrom = ""
+	if err := pointFinished.Hit(); err != nil {
+		return err
+	}
+	_, err = s.ensureState(r)
+	return err
+}

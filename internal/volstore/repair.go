@@ -1,0 +1,201 @@
+package volstore
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"strings"
+
+	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/records"
+)
+
+// FindingKind says what is odd about a home. The texts are stable.
+type FindingKind string
+
+// What can be found. The first group is mended by the next mutating command
+// anyway; the second needs a decision.
+const (
+	FoundStaging   FindingKind = "unfinished-creation"
+	FoundTombstone FindingKind = "unfinished-removal"
+	FoundMove      FindingKind = "unfinished-rename"
+	FoundTrash     FindingKind = "trash"
+	FoundState     FindingKind = "missing-state"
+
+	FoundStranger FindingKind = "stranger"     // a directory that belongs to no volume
+	FoundMissing  FindingKind = "missing-data" // a volume without its directory
+	FoundForeign  FindingKind = "foreign-data" // a volume whose directory was replaced
+	FoundOrphan   FindingKind = "orphan-state" // bookkeeping of a volume without a record
+)
+
+// Finding is one thing found. Action says what was done about it, Detail what
+// can be done.
+type Finding struct {
+	Kind   FindingKind `json:"kind"`
+	Name   string      `json:"name,omitempty"`
+	ID     string      `json:"id,omitempty"`
+	Path   string      `json:"path,omitempty"`
+	Detail string      `json:"detail,omitempty"`
+	Action string      `json:"action,omitempty"`
+}
+
+// Check looks at the whole home and changes nothing.
+func (s *Store) Check(ctx context.Context) ([]Finding, error) {
+	db, done, err := s.records(ctx, false)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	all, err := db.ListVolumes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	tombs, err := db.Tombstones(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out, err := s.checkStrangers(all, tombs)
+	if err != nil {
+		return nil, s.wrap("check", "", err)
+	}
+	known := map[string]bool{}
+	for _, r := range all {
+		known[r.ID] = true
+		out = append(out, s.checkVolume(r)...)
+	}
+	for _, t := range tombs {
+		known[t.ID] = true
+	}
+	more, err := s.checkBookkeeping(known)
+	return append(out, more...), s.wrap("check", "", err)
+}
+
+func (s *Store) checkVolume(r *records.Volume) (out []Finding) {
+	f := Finding{Name: r.Name, ID: r.ID, Path: s.home.Volume(r.Name)}
+	id, ok, err := identityAt(f.Path)
+	switch {
+	case r.MovingFrom != "":
+		f.Kind = FoundMove
+		out = append(out, f)
+	case err != nil:
+		f.Kind, f.Detail = FoundMissing, err.Error()
+		out = append(out, f)
+	case !ok:
+		f.Kind, f.Detail = FoundMissing, "put the directory back and adopt it, or remove the volume"
+		out = append(out, f)
+	case !id.Same(r.Identity):
+		f.Kind, f.Detail = FoundForeign, "if it was restored from a backup: msb volume adopt "+r.Name
+		out = append(out, f)
+	}
+	if !exists(filepath.Join(s.home.State(r.ID), aliveName)) {
+		out = append(out, Finding{Kind: FoundState, Name: r.Name, ID: r.ID, Path: s.home.State(r.ID)})
+	}
+	return out
+}
+
+func (s *Store) checkStrangers(all []*records.Volume, tombs []records.Tombstone) (out []Finding, err error) {
+	ours := map[string]bool{}
+	for _, r := range all {
+		ours[r.Name] = true
+		ours[r.MovingFrom] = true
+	}
+	names, err := listNames(s.home.Volumes())
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		if strings.HasPrefix(name, ".") || ours[name] {
+			continue
+		}
+		f := Finding{Kind: FoundStranger, Name: name, Path: s.home.Volume(name), Detail: "take it over with: msb volume adopt " + name}
+		if t := s.removedAt(f.Path, tombs); t != nil {
+			f.Kind, f.ID, f.Detail = FoundTombstone, t.ID, ""
+		}
+		out = append(out, f)
+	}
+	return out, nil
+}
+
+// removedAt returns the tombstone of what lies at path.
+func (s *Store) removedAt(path string, tombs []records.Tombstone) *records.Tombstone {
+	id, ok, err := identityAt(path)
+	for i := range tombs {
+		if err == nil && ok && id.Same(tombs[i].Identity) {
+			return &tombs[i]
+		}
+	}
+	return nil
+}
+
+// checkBookkeeping looks for remainders in the hidden directories. Staging that
+// is locked belongs to a living maker.
+func (s *Store) checkBookkeeping(known map[string]bool) (out []Finding, err error) {
+	for dir, kind := range map[string]FindingKind{s.home.Staging(): FoundStaging, s.home.Trash(): FoundTrash, s.home.States(): FoundOrphan} {
+		ids, err := listNames(dir)
+		if err != nil {
+			return nil, err
+		}
+		for _, id := range ids {
+			f := Finding{Kind: kind, ID: id, Path: filepath.Join(dir, id)}
+			if kind == FoundOrphan {
+				if known[id] {
+					continue
+				}
+				if r, err := readNote(filepath.Join(f.Path, noteName)); err == nil {
+					f.Name = r.Name
+				}
+			} else if busy(f.Path) {
+				continue
+			}
+			out = append(out, f)
+		}
+	}
+	return out, nil
+}
+
+// busy reports whether somebody holds the lock of a staging or trash directory.
+func busy(path string) bool {
+	f, err := lockDir(path)
+	if f != nil {
+		_ = f.Close()
+	}
+	return err == nil && f == nil
+}
+
+// Repair does at once, for all names, what mutating commands do by and by, and
+// looks at everything afterwards. Nothing is deleted that is not ours. The
+// result holds what was done (Action) and what is left to decide (Detail).
+func (s *Store) Repair(ctx context.Context) ([]Finding, error) {
+	db, done, err := s.records(ctx, true)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	lock := &nameLock{s: s} // no name of its own: every free one is settled
+	found, err := s.settle(ctx, db, lock)
+	if err != nil {
+		return nil, s.wrap("repair", "", err)
+	}
+	if err := db.DropTombstones(ctx, found.tombstones...); err != nil {
+		return nil, err
+	}
+	all, err := db.ListVolumes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, r := range all {
+		if exists(filepath.Join(s.home.State(r.ID), aliveName)) {
+			continue
+		}
+		lock, _, more, err := s.lockVolume(ctx, db, r)
+		if err == nil {
+			lock.unlock()
+			found.findings = append(found.findings, more.findings...)
+		} else if !errdefs.Is(err, errdefs.VolumeNotFound) {
+			errs = append(errs, s.wrap("repair", r.Name, err))
+		}
+	}
+	left, err := s.Check(ctx)
+	return append(found.findings, left...), errors.Join(append(errs, err)...)
+}
