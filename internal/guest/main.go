@@ -12,6 +12,7 @@ import (
 
 	"github.com/microsandbox-go/microsandbox/internal/agentproto"
 	"github.com/microsandbox-go/microsandbox/internal/failpoint"
+	"github.com/microsandbox-go/microsandbox/internal/version"
 )
 
 // Instants at which tests let the agent fail. agent.crash is hit when the first
@@ -53,7 +54,7 @@ func (a *agent) run() error {
 		return err
 	}
 	a.link = newLink(port)
-	hello := agentproto.Hello{Version: agentproto.Version, BootNS: a.began, Modules: problems}
+	hello := agentproto.Hello{Version: version.Version, BootNS: a.began, Modules: problems}
 	if err := a.link.send(0, 0, agentproto.MsgHello, hello); err != nil {
 		return err
 	}
@@ -70,7 +71,7 @@ func (a *agent) run() error {
 	}
 	_ = pointReady.Hit()
 	ready := agentproto.Ready{
-		BootTimeNS: a.began, InitTimeNS: bootNS() - a.began, ReadyTimeNS: bootNS(), AgentVersion: agentproto.Version,
+		BootTimeNS: a.began, InitTimeNS: bootNS() - a.began, ReadyTimeNS: bootNS(), AgentVersion: version.Version,
 	}
 	if err := a.link.send(0, 0, agentproto.MsgReady, ready); err != nil {
 		return err

@@ -44,19 +44,21 @@ func (p *procs) start(fork func() (pid int, err error)) (int, <-chan unix.WaitSt
 	return pid, done, nil
 }
 
-// reap collects all children that have ended. fork fails after the child's exec
-// failed only once syscall.ForkExec has reaped that child itself, under mu.
-func (p *procs) reap() {
+// reap collects all children that have ended and reports whether any is left.
+// A program whose exec failed is reaped by syscall.ForkExec itself, under mu.
+func (p *procs) reap() (left bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for {
 		var st unix.WaitStatus
 		pid, err := unix.Wait4(-1, &st, unix.WNOHANG, nil)
-		if err == unix.EINTR {
+		switch {
+		case err == unix.EINTR:
 			continue
-		}
-		if err != nil || pid <= 0 {
-			return
+		case err != nil: // ECHILD
+			return false
+		case pid == 0:
+			return true
 		}
 		if done, ok := p.waiting[pid]; ok && (st.Exited() || st.Signaled()) {
 			done <- st
@@ -76,11 +78,10 @@ func (p *procs) signalGroup(pid int, sig unix.Signal) bool {
 	return unix.Kill(-pid, sig) == nil
 }
 
-// anyLeft reports whether any process but the agent and kernel threads exists.
-func (p *procs) anyLeft() bool {
-	p.reap()
-	return unix.Kill(-1, 0) == nil
-}
+// anyLeft reports whether any process but the agent exists: every other one is
+// its child or will be when its own parent ends. (kill(-1, 0) counts kernel
+// threads too.)
+func (p *procs) anyLeft() bool { return p.reap() }
 
 // exitCode is the shell's: the status, or 128 and the signal.
 func exitCode(st unix.WaitStatus) int32 {
