@@ -187,3 +187,9 @@ type FSEntry struct {
 	Atime    *int64 `cbor:"atime"`
 	Mtime    *int64 `cbor:"mtime"`
 }
+
+// Shutdown is the payload of MsgShutdown: programs get SIGTERM, then SIGKILL
+// after the grace time; 0 means two seconds.
+type Shutdown struct {
+	GraceMS uint32 `cbor:"grace_ms,omitempty"`
+}

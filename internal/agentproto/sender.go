@@ -338,9 +338,10 @@ type LinkReader struct {
 	held    int
 }
 
-// NewLinkReader returns a reader of one direction of the link.
-func NewLinkReader(r io.Reader) *LinkReader {
-	return &LinkReader{r: NewReader(r, MaxLinkFrame), partial: map[uint32][]byte{}}
+// NewLinkReader returns a reader of one direction of the link. max bounds each
+// frame on the wire: MaxLinkFrame for what an agent sends.
+func NewLinkReader(r io.Reader, max int) *LinkReader {
+	return &LinkReader{r: NewReader(r, max), partial: map[uint32][]byte{}}
 }
 
 // ReadFrame returns the next whole frame. Errors are those of [Reader]; parts

@@ -16,7 +16,7 @@ func link(t *testing.T) (*Sender, *LinkReader) {
 	done := make(chan struct{})
 	go func() { defer close(done); _ = s.Run() }()
 	t.Cleanup(func() { s.Close(io.EOF); a.Close(); b.Close(); <-done })
-	return s, NewLinkReader(b)
+	return s, NewLinkReader(b, MaxLinkFrame)
 }
 
 func read(t *testing.T, r *LinkReader) (Frame, string, []byte) {
@@ -134,7 +134,7 @@ func TestLinkReaderBoundsParts(t *testing.T) {
 	for range MaxFrame/maxFragment + 2 {
 		endless.Write(AppendFrame(nil, part))
 	}
-	if _, err := NewLinkReader(&endless).ReadFrame(); !errors.Is(err, ErrFrameLength) {
+	if _, err := NewLinkReader(&endless, MaxLinkFrame).ReadFrame(); !errors.Is(err, ErrFrameLength) {
 		t.Errorf("endless parts: %v", err)
 	}
 	var many bytes.Buffer
@@ -142,7 +142,7 @@ func TestLinkReaderBoundsParts(t *testing.T) {
 		part.ID = id
 		many.Write(AppendFrame(nil, part))
 	}
-	if _, err := NewLinkReader(&many).ReadFrame(); !errors.Is(err, ErrFrameLength) {
+	if _, err := NewLinkReader(&many, MaxLinkFrame).ReadFrame(); !errors.Is(err, ErrFrameLength) {
 		t.Errorf("parts of many ids: %v", err)
 	}
 }

@@ -18,7 +18,7 @@ type link struct {
 func newLink(port *os.File) *link {
 	l := &link{
 		Sender: agentproto.NewSender(port),
-		r:      agentproto.NewLinkReader(port),
+		r:      agentproto.NewLinkReader(port, agentproto.MaxFrame),
 		port:   port,
 		done:   make(chan struct{}),
 	}

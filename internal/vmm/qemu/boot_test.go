@@ -108,7 +108,7 @@ func boot(t *testing.T, change func(*vmm.Config)) *guest {
 	theirs.Close()
 	console.Close()
 	g := &guest{
-		t: t, m: m, w: agentproto.NewWriter(ours, agentproto.MaxFrame), r: agentproto.NewLinkReader(ours),
+		t: t, m: m, w: agentproto.NewWriter(ours, agentproto.MaxFrame), r: agentproto.NewLinkReader(ours, agentproto.MaxLinkFrame),
 		console: filepath.Join(dir, "console"), frames: map[uint32][]agentproto.Frame{},
 	}
 	t.Cleanup(func() {
