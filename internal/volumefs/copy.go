@@ -133,6 +133,8 @@ func copyRange(ctx context.Context, dst, src int, off, end int64) error {
 		if n == 0 { // cut short meanwhile
 			return nil
 		}
+		// The disk starts now: the sync at the end then has little left to wait for.
+		_ = unix.SyncFileRange(dst, off, int64(n), unix.SYNC_FILE_RANGE_WRITE)
 		off += int64(n)
 	}
 	return nil

@@ -1,0 +1,147 @@
+package volumefs
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"testing"
+)
+
+func benchVolume(b *testing.B) *volume {
+	v := newVolume(b, Options{Alive: func() error { return nil }})
+	v.put("f", string(make([]byte, 4096)))
+	return v
+}
+
+func BenchmarkRead4K(b *testing.B) {
+	v := benchVolume(b)
+	for b.Loop() {
+		if _, err := v.Read(ctx, "f"); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkStat(b *testing.B) {
+	v := benchVolume(b)
+	for b.Loop() {
+		if _, err := v.Stat(ctx, "f"); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkExists(b *testing.B) {
+	v := benchVolume(b)
+	for b.Loop() {
+		if _, err := v.Exists(ctx, "f"); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkOverwrite4K(b *testing.B) {
+	v := benchVolume(b)
+	data := make([]byte, 4096)
+	for b.Loop() {
+		if err := v.Write(ctx, "f", data, WriteOptions{}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkList10K(b *testing.B) {
+	v := benchVolume(b)
+	for i := range 10_000 {
+		v.put(fmt.Sprintf("d/f%05d", i), "")
+	}
+	for b.Loop() {
+		if l, err := v.List(ctx, "d"); err != nil || len(l) != 10_000 {
+			b.Fatal(len(l), err)
+		}
+	}
+}
+
+const big = 256 << 20
+
+func BenchmarkReadStream256M(b *testing.B) {
+	v := benchVolume(b)
+	v.put("big", string(make([]byte, big)))
+	b.SetBytes(big)
+	for b.Loop() {
+		r, err := v.OpenRead(ctx, "big")
+		if err != nil {
+			b.Fatal(err)
+		}
+		for {
+			c, err := r.Recv(ctx)
+			if err != nil {
+				b.Fatal(err)
+			}
+			if c == nil {
+				break
+			}
+		}
+		r.Close()
+	}
+}
+
+func BenchmarkReadStreamWriteTo256M(b *testing.B) {
+	v := benchVolume(b)
+	v.put("big", string(make([]byte, big)))
+	b.SetBytes(big)
+	for b.Loop() {
+		r, err := v.OpenRead(ctx, "big")
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := r.WriteTo(onlyWriter{io.Discard}); err != nil {
+			b.Fatal(err)
+		}
+		r.Close()
+	}
+}
+
+type onlyWriter struct{ io.Writer }
+
+func BenchmarkReadWhole256M(b *testing.B) {
+	v := benchVolume(b)
+	v.put("big", string(make([]byte, big)))
+	b.SetBytes(big)
+	for b.Loop() {
+		if _, err := v.Read(ctx, "big"); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkWriteStream256M(b *testing.B) {
+	v := benchVolume(b)
+	chunk := bytes.Repeat([]byte("x"), 1<<20)
+	b.SetBytes(big)
+	for b.Loop() {
+		w, err := v.OpenWrite(ctx, "out", WriteOptions{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		for range big / len(chunk) {
+			if _, err := w.Write(chunk); err != nil {
+				b.Fatal(err)
+			}
+		}
+		if err := w.Close(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkCopy256M(b *testing.B) {
+	v := benchVolume(b)
+	v.put("big", string(make([]byte, big)))
+	b.SetBytes(big)
+	for b.Loop() {
+		if err := v.Copy(ctx, "big", "copy", WriteOptions{}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
