@@ -23,9 +23,6 @@ type fakeStore struct {
 	log     []string
 	// failMaking makes Ensure of this name fail after everything was checked.
 	failMaking string
-	// attached counts open attachments.
-	attached int
-	closed   []string
 }
 
 func newFake(t *testing.T) *fakeStore {
@@ -100,18 +97,8 @@ func (f *fakeStore) RemoveID(ctx context.Context, id string) error {
 	return os.RemoveAll(v.Path)
 }
 
-func (f *fakeStore) Attach(_ context.Context, name string, mode volstore.AttachMode, holder volstore.Holder) (*volstore.Attachment, error) {
-	f.log = append(f.log, fmt.Sprintf("attach %s %d %t", name, mode, holder.Readonly))
-	v := f.volumes[name]
-	if v == nil {
-		return nil, errdefs.New(errdefs.VolumeNotFound, "volume %q not found", name)
-	}
-	return &volstore.Attachment{Volume: *v}, nil
-}
-
 var (
 	_ Volumes  = (*fakeStore)(nil)
-	_ Attacher = (*fakeStore)(nil)
 	_ Volumes  = (*volstore.Store)(nil)
 	_ Attacher = (*volstore.Store)(nil)
 )

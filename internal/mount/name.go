@@ -3,6 +3,7 @@ package mount
 import (
 	"errors"
 
+	"github.com/microsandbox-go/microsandbox/internal/diskimg"
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	"github.com/microsandbox-go/microsandbox/internal/volstore"
 )
@@ -16,12 +17,12 @@ func checkVolumeName(s *Spec) error {
 }
 
 // checkVolumeSpec lets volstore judge a volume that may be made, so that names,
-// sizes and labels have one set of rules. A disk volume without a size passes:
-// with ensure-exists the volume may be there.
+// sizes and labels have one set of rules. A disk volume may be without a size:
+// with ensure-exists it may be there.
 func checkVolumeSpec(s *Spec) error {
 	v := s.volumeSpec()
 	if v.Kind == VolumeDisk && v.SizeMiB == 0 {
-		return nil
+		v.SizeMiB = diskimg.MinSizeMiB
 	}
 	if err := v.Validate(); err != nil {
 		return at(s, err)

@@ -25,7 +25,7 @@ var (
 
 // Attacher is what opening a plan needs of the volume store.
 type Attacher interface {
-	Attach(ctx context.Context, name string, mode volstore.AttachMode, holder volstore.Holder) (*volstore.Attachment, error)
+	AttachID(ctx context.Context, id string, mode volstore.AttachMode, holder volstore.Holder) (*volstore.Attachment, error)
 }
 
 // OpenOptions describe the sandbox a plan is for.
@@ -193,7 +193,7 @@ func (b *planner) attach(ctx context.Context, s *Spec) (*volstore.Attachment, er
 	if s.Resolved.VolumeKind == VolumeDisk && !readonly {
 		mode = volstore.Exclusive
 	}
-	a, err := b.store.Attach(ctx, s.Source, mode, volstore.Holder{
+	a, err := b.store.AttachID(ctx, s.Resolved.VolumeID, mode, volstore.Holder{
 		Sandbox: b.options.Sandbox, PID: b.options.PID, Readonly: readonly,
 	})
 	if errdefs.Is(err, errdefs.VolumeNotFound) {
