@@ -166,7 +166,7 @@ func inProcess(tree string) (*server, func() error, error) {
 	}
 	result := make(chan error, 1)
 	go func() { result <- vhostuser.Serve(context.Background(), conns[1], h, vhostuser.Options{}) }()
-	s := &server{name: "in process"}
+	s := &server{name: "in process", pid: os.Getpid()}
 	if s.c, err = frontend.Connect(conns[0], frontend.Options{MemMiB: 160}); err != nil {
 		return nil, nil, err
 	}

@@ -84,18 +84,20 @@ func (l *load) submit(slot int, c *frontend.Chain) {
 }
 
 // run handles completions until the deadline; without resubmission it ends
-// when nothing is in flight. Completions seen together share a time stamp.
+// when nothing is in flight.
 func (l *load) run(deadline time.Time, resubmit bool) error {
 	for l.inflight > 0 {
-		l.q.Wait()
-		now := time.Now()
+		if !l.q.Wait() {
+			return frontend.ErrDisconnected
+		}
 		for c := l.q.Poll(); c != nil; c = l.q.Poll() {
+			now := time.Now()
 			if err := l.complete(c, now, resubmit); err != nil {
 				return err
 			}
-		}
-		if now.After(deadline) {
-			return nil
+			if now.After(deadline) {
+				return nil
+			}
 		}
 	}
 	return nil

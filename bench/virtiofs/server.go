@@ -21,7 +21,8 @@ import (
 // server is a server process with a front end connected to it.
 type server struct {
 	name string
-	cmd  *exec.Cmd
+	pid  int
+	cmd  *exec.Cmd // nil: this process
 	c    *frontend.Client
 	fs   *fuseclient.Client
 }
@@ -32,6 +33,7 @@ func launch(name, dir string, argv []string) (*server, error) {
 	for i, a := range argv {
 		argv[i] = strings.ReplaceAll(a, "SOCKET", sock)
 	}
+	_ = os.Remove(sock) // of a run that was interrupted
 	cmd := exec.Command(argv[0], argv[1:]...)
 	log, err := os.Create(filepath.Join(dir, name+".log"))
 	if err != nil {
@@ -44,7 +46,7 @@ func launch(name, dir string, argv []string) (*server, error) {
 		return nil, err
 	}
 	_ = unix.Setpriority(unix.PRIO_PROCESS, cmd.Process.Pid, -18)
-	s := &server{name: name, cmd: cmd}
+	s := &server{name: name, pid: cmd.Process.Pid, cmd: cmd}
 	if err := s.connect(sock); err != nil {
 		b, _ := os.ReadFile(log.Name())
 		return nil, errors.Join(fmt.Errorf("%s: %w: %s", name, err, b), s.stop())
@@ -98,7 +100,7 @@ func (s *server) stop() error {
 // cpu returns the processor time of the process, dead threads included.
 func (s *server) cpu() time.Duration {
 	var ts unix.Timespec
-	clock := int32(^s.cmd.Process.Pid)<<3 | 2
+	clock := int32(^s.pid)<<3 | 2
 	if err := unix.ClockGettime(clock, &ts); err != nil {
 		return 0
 	}
@@ -108,7 +110,7 @@ func (s *server) cpu() time.Duration {
 // wakeups counts the context switches of all threads.
 func (s *server) wakeups() int {
 	n := 0
-	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", s.cmd.Process.Pid))
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", s.pid))
 	for _, t := range tasks {
 		v, nv := statusValue(t, "voluntary_ctxt_switches"), statusValue(t, "nonvoluntary_ctxt_switches")
 		n += v + nv
@@ -118,7 +120,7 @@ func (s *server) wakeups() int {
 
 // rss returns resident bytes without guest memory.
 func (s *server) rss() int {
-	f := fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid)
+	f := fmt.Sprintf("/proc/%d/status", s.pid)
 	return (statusValue(f, "RssAnon") + statusValue(f, "RssFile")) << 10
 }
 

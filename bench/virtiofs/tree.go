@@ -16,6 +16,9 @@ const (
 // makeTree fills dir with what the rows need, once. The page cache is warm
 // afterwards.
 func makeTree(dir string) error {
+	if err := os.RemoveAll(filepath.Join(dir, "new")); err != nil { // of a run that was interrupted
+		return err
+	}
 	for _, d := range []string{"known", "many", "new"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			return err

@@ -206,6 +206,27 @@ func TestContext(t *testing.T) {
 	}
 }
 
+// TestDisconnected: who waits for a reply learns that the device has gone.
+func TestDisconnected(t *testing.T) {
+	g := newGate()
+	s := serve(t, blocking{g}, vhostuser.Options{}, frontend.Options{})
+	defer g.release()
+	result := make(chan error, 2)
+	for i := range 2 {
+		go func() {
+			_, err := s.do(i, "!never")
+			result <- err
+		}()
+		<-g.entered
+	}
+	s.cancel()
+	for range 2 {
+		if err := <-result; !errors.Is(err, frontend.ErrDisconnected) {
+			t.Errorf("Do = %v", err)
+		}
+	}
+}
+
 func TestOptions(t *testing.T) {
 	tests := map[string]vhostuser.Options{
 		"too many queues":    {Queues: 65},

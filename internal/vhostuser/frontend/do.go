@@ -1,11 +1,10 @@
 package frontend
 
-// do is Client.Do on this queue.
+// do is Client.Do on this queue. Whoever waits first reaps completions for all
+// who wait; nobody does when nobody waits.
 func (q *Queue) do(in [][]byte, outLens []int) ([]byte, error) {
-	q.reaping.Do(func() {
-		q.reaped = make(chan struct{})
-		go q.reap()
-	})
+	q.users.Add(1)
+	defer q.users.Done()
 	lens := make([]int, len(in))
 	for i, b := range in {
 		lens[i] = len(b)
@@ -21,10 +20,7 @@ func (q *Queue) do(in [][]byte, outLens []int) ([]byte, error) {
 	c.done = done
 	q.Submit(c)
 	q.mu.Unlock()
-
-	select {
-	case <-done:
-	case <-q.c.wire.dead:
+	if !q.await(done) {
 		return nil, ErrDisconnected // the memory may still be written: not freed
 	}
 	reply := c.Reply()
@@ -34,10 +30,32 @@ func (q *Queue) do(in [][]byte, outLens []int) ([]byte, error) {
 	return reply, nil
 }
 
-// reap hands completions to who waits for them, until the client is closed.
-func (q *Queue) reap() {
-	defer close(q.reaped)
-	for q.waitLocked() {
+// await returns true when done is closed and false when the device is gone.
+func (q *Queue) await(done chan struct{}) bool {
+	for {
+		select {
+		case <-done:
+			return true
+		case <-q.c.wire.dead:
+			return false
+		case q.reaper <- struct{}{}:
+			q.reap(done)
+			<-q.reaper
+		}
+	}
+}
+
+// reap hands completions to those who wait for them until done is among them
+// or the device is gone.
+func (q *Queue) reap(done chan struct{}) {
+	for {
+		select {
+		case <-done:
+			return
+		case <-q.c.wire.dead:
+			return
+		default:
+		}
 		q.mu.Lock()
 		for c := q.Poll(); c != nil; c = q.Poll() {
 			if c.done != nil {
@@ -45,17 +63,15 @@ func (q *Queue) reap() {
 				c.done = nil
 			}
 		}
+		ready := q.arm()
 		q.mu.Unlock()
+		select {
+		case <-done:
+			return
+		default:
+		}
+		if !ready && !q.sleep() {
+			return
+		}
 	}
-}
-
-// waitLocked is Wait with q.mu held except while asleep.
-func (q *Queue) waitLocked() bool {
-	q.mu.Lock()
-	ready := q.arm()
-	q.mu.Unlock()
-	if ready {
-		return true
-	}
-	return q.sleep()
 }

@@ -13,6 +13,5 @@
 // EVENT_IDX. Message, WriteDescriptor, PushHead and SetAvailable write whatever
 // the caller likes, which is how hostile guests and VMMs are played.
 //
-// The two upper levels must not be mixed on one queue: Do starts a goroutine
-// that reaps completions.
+// The two upper levels must not be used at the same time on one queue.
 package frontend

@@ -65,6 +65,7 @@ type Client struct {
 	MaxQueues int
 
 	closing sync.Once
+	watched chan struct{} // closed when the queues know that the device is gone
 }
 
 // Connect negotiates, shares memory and starts all queues. It owns conn.
@@ -82,6 +83,8 @@ func Connect(conn *net.UnixConn, o Options) (*Client, error) {
 		}
 		c.queues = append(c.queues, q)
 	}
+	c.watched = make(chan struct{})
+	go c.watch()
 	if o.Manual {
 		return c, nil
 	}
@@ -89,6 +92,15 @@ func Connect(conn *net.UnixConn, o Options) (*Client, error) {
 		return nil, errors.Join(err, c.Close())
 	}
 	return c, nil
+}
+
+// watch wakes everybody who waits for a completion when the device is gone.
+func (c *Client) watch() {
+	defer close(c.watched)
+	<-c.wire.dead
+	for _, q := range c.queues {
+		writeEvent(q.stopping)
+	}
 }
 
 // setUp does what QEMU does from realize to DRIVER_OK, in its order.
@@ -186,12 +198,15 @@ func (c *Client) Do(q int, in [][]byte, outLens []int) (reply []byte, err error)
 }
 
 // Close ends the connection, which stops all queues, and unmaps guest memory.
-// Requests in flight return ErrDisconnected. No other call may be under way or
-// follow.
+// Calls of Do that are under way return ErrDisconnected; no other call may be
+// under way or follow.
 func (c *Client) Close() error {
 	var err error
 	c.closing.Do(func() {
 		err = c.wire.close()
+		if c.watched != nil {
+			<-c.watched
+		}
 		for _, q := range c.queues {
 			q.close()
 		}

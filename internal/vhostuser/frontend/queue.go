@@ -42,14 +42,14 @@ type Queue struct {
 	free     []uint16 // free descriptors
 	fence    atomic.Uint32
 	events   [2]unix.EpollEvent
-	mu       sync.Mutex // for Do and its reaper
-	reaping  sync.Once
-	reaped   chan struct{}
-	stopping int // eventfd that ends the reaper
+	stopping int           // eventfd: the device is gone
+	mu       sync.Mutex    // for Do
+	reaper   chan struct{} // capacity 1: held by the one who reaps for all
+	users    sync.WaitGroup
 }
 
 func newQueue(c *Client, index int) (*Queue, error) {
-	q := &Queue{Index: index, Size: uint16(c.opts.QueueSize), c: c, kick: -1, call: -1, err: -1, ep: -1, stopping: -1}
+	q := &Queue{Index: index, Size: uint16(c.opts.QueueSize), c: c, kick: -1, call: -1, err: -1, ep: -1, stopping: -1, reaper: make(chan struct{}, 1)}
 	if err := q.layOut(); err != nil {
 		return nil, err
 	}
@@ -153,10 +153,7 @@ func (q *Queue) Stop() (base uint16, err error) {
 }
 
 func (q *Queue) close() {
-	if q.reaped != nil {
-		writeEvent(q.stopping)
-		<-q.reaped
-	}
+	q.users.Wait()
 	for _, fd := range []*int{&q.kick, &q.call, &q.err, &q.stopping, &q.ep} {
 		if *fd >= 0 {
 			_ = unix.Close(*fd)
@@ -228,8 +225,7 @@ func (q *Queue) Poll() *Chain {
 }
 
 // Wait asks to be called and sleeps until there is a completion. It returns
-// false when the client is being closed. It ends only by completions: check
-// Client.Done where the device may die.
+// false when the device is gone.
 func (q *Queue) Wait() bool {
 	for !q.arm() {
 		if !q.sleep() {
@@ -239,7 +235,7 @@ func (q *Queue) Wait() bool {
 	return true
 }
 
-// sleep waits for a call; false means that the client is being closed.
+// sleep waits for a call; false means that the device is gone.
 func (q *Queue) sleep() bool {
 	n, err := unix.EpollWait(q.ep, q.events[:], -1)
 	if err != nil {
