@@ -24,7 +24,7 @@ func TestScripts(t *testing.T) {
 			e.Setenv("TZ", "UTC")
 			return nil
 		},
-		Cmds:          map[string]func(ts *testscript.TestScript, neg bool, args []string){"golden": golden},
+		Cmds:          map[string]func(ts *testscript.TestScript, neg bool, args []string){"golden": golden, "ocilayout": ociLayout, "registry": loopbackRegistry, "push": pushLayout},
 		Condition:     condition,
 		UpdateScripts: os.Getenv("UPDATE_SCRIPTS") != "",
 	})
