@@ -90,7 +90,7 @@ func serveVirtiofs(cmd *cobra.Command, o *virtiofsOptions) error {
 	return waitVirtiofs(cmd.Context(), p)
 }
 
-// waitVirtiofs returns when the server has ended, or ends it with ctx.
+// waitVirtiofs returns when the server has ended. Ctrl-C ends it.
 func waitVirtiofs(ctx context.Context, p *fileserver.Process) error {
 	select {
 	case <-p.Done():
@@ -98,7 +98,7 @@ func waitVirtiofs(ctx context.Context, p *fileserver.Process) error {
 	case <-ctx.Done():
 		p.Kill()
 		<-p.Done()
-		return ctx.Err()
+		return exitError{exitInterrupted}
 	}
 }
 

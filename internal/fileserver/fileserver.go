@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -226,10 +228,11 @@ func profileOf(o *Options) (p confine.Profile, privileged bool) {
 // shareRoot is where share i lies in the private root.
 func shareRoot(i int) string { return fmt.Sprintf("/share/%d", i) }
 
-// environment passes on what a test or a developer set, and nothing else.
+// environment is the number of CPUs that we may use, which the runtime cannot
+// find out where there is no /sys, and what a test or a developer set.
 func environment() []string {
-	var env []string
-	for _, name := range []string{"MSB_FAILPOINT", "GOCOVERDIR", "GOTRACEBACK", "GODEBUG", "GOMAXPROCS"} {
+	env := []string{"GOMAXPROCS=" + strconv.Itoa(runtime.GOMAXPROCS(0))}
+	for _, name := range []string{"MSB_FAILPOINT", "GOCOVERDIR", "GOTRACEBACK", "GODEBUG"} {
 		if v, ok := os.LookupEnv(name); ok {
 			env = append(env, name+"="+v)
 		}

@@ -33,14 +33,17 @@ func Main(args []string) int {
 	signal.Ignore(unix.SIGPIPE) // a reader of the log that is gone must not end the guest's files
 	log.SetFlags(0)
 	log.SetPrefix("msb fileserver: ")
-	w := os.NewFile(fdStatus, "status")
+	if len(args) != 1 {
+		log.Print("this command is for msb itself")
+		return 2
+	}
 	s, err := setUp()
-	if reportErr := report(w, err); err == nil {
-		err = reportErr
+	if reportErr := report(os.NewFile(fdStatus, "status"), err); reportErr != nil {
+		log.Print(reportErr) // the starter is gone, or is none
+		return 1
 	}
 	if err != nil {
-		log.Print(err)
-		return 1
+		return 1 // the starter knows
 	}
 	if err := s.serve(); err != nil {
 		return 1
@@ -59,7 +62,7 @@ type server struct {
 func setUp() (*server, error) {
 	b, err := readFd(fdRequest)
 	if err != nil {
-		return nil, errdefs.Wrap(errdefs.InvalidArgument, err, "no request; this command is for msb itself")
+		return nil, errdefs.Wrap(errdefs.InvalidArgument, err, "no request")
 	}
 	s := new(server)
 	if err := json.Unmarshal(b, &s.request); err != nil {
