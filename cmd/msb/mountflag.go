@@ -105,8 +105,8 @@ func addMountFlags(cmd *cobra.Command) *mountFlags {
 	flags.Var(mountValue{f, flagDisk}, "mount-disk", "mount a disk image")
 	flags.Var(mountValue{f, flagTmpfs}, "tmpfs", "mount guest memory")
 	_ = cmd.MarkFlagDirname("mount-dir")
-	_ = cmd.RegisterFlagCompletionFunc("volume", completeMountSource)
-	_ = cmd.RegisterFlagCompletionFunc("mount-named", completeMountSource)
+	_ = cmd.RegisterFlagCompletionFunc("volume", completeMountSource(true))
+	_ = cmd.RegisterFlagCompletionFunc("mount-named", completeMountSource(false))
 	_ = cmd.RegisterFlagCompletionFunc("tmpfs", cobra.NoFileCompletions)
 	return f
 }
@@ -457,7 +457,26 @@ func oneOf(v string, allowed ...string) error {
 	return fmt.Errorf("%q is none of %s", v, strings.Join(allowed, ", "))
 }
 
-// completeMountSource completes the source of a mount flag.
-func completeMountSource(_ *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
-	return nil, cobra.ShellCompDirectiveDefault
+// completeMountSource completes the source of a mount with the names of volumes
+// and, where the flag takes them, host paths.
+func completeMountSource(paths bool) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, _ []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		if paths && looksLikePath(prefix) {
+			return nil, cobra.ShellCompDirectiveNoSpace
+		}
+		if strings.Contains(prefix, ":") {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		handles, err := microsandbox.ListVolumes(cmd.Context())
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveError
+		}
+		var sources []cobra.Completion
+		for _, h := range handles {
+			if strings.HasPrefix(h.Name(), prefix) {
+				sources = append(sources, h.Name()+":/")
+			}
+		}
+		return sources, cobra.ShellCompDirectiveNoSpace | cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveKeepOrder
+	}
 }

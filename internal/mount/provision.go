@@ -74,6 +74,28 @@ func Provision(ctx context.Context, st Volumes, h home.Dir, specs []Spec) (resol
 	return p.specs, p.undo, nil
 }
 
+// Check reports what Provision would refuse without making anything: worth a
+// look before a long step, a pull for instance. What it accepts may still fail.
+func Check(ctx context.Context, st Volumes, h home.Dir, specs []Spec) error {
+	if err := Validate(specs); err != nil {
+		return err
+	}
+	p := &provision{volumes: st}
+	for _, s := range specs {
+		p.specs = append(p.specs, s.normalized())
+	}
+	for _, step := range []func(context.Context) error{
+		p.checkSupported,
+		func(context.Context) error { return p.resolveHosts(h) },
+		p.checkVolumes,
+	} {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Refresh checks the resolved mounts of a sandbox that is started again. Every
 // volume must still exist, under whatever name; host paths may lead to other
 // directories and files by now and are resolved anew. Nothing is made.

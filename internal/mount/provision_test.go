@@ -464,7 +464,10 @@ func TestProvisionChecksBeforeMaking(t *testing.T) {
 			f := newFake(t)
 			f.add("old", VolumeDir)
 			f.add("disk", VolumeDisk)
-			_ = provisionErr(t, f, namedSpec("/new", "new", ModeCreate, ""), wrong)
+			err := provisionErr(t, f, namedSpec("/new", "new", ModeCreate, ""), wrong)
+			if checked := Check(t.Context(), f, f.h, []Spec{wrong}); checked == nil || checked.Error() != err.Error() {
+				t.Errorf("Check = %v, Provision = %v", checked, err)
+			}
 			if len(f.log) != 0 {
 				t.Errorf("the store was asked to %v", f.log)
 			}
