@@ -63,8 +63,8 @@ func (c *call) setOwnerMode(n *inode, in *fusewire.SetattrIn) errno {
 	if c.s.virt == virtOff {
 		return c.setHostOwnerMode(n, in)
 	}
-	if !n.openable() { // real links and special files carry no overlay
-		return unix.EPERM
+	if !n.openable() {
+		return c.setBareOwnerMode(n, in)
 	}
 	mu := c.s.stripe(n)
 	mu.Lock()
@@ -85,6 +85,20 @@ func (c *call) setOwnerMode(n *inode, in *fusewire.SetattrIn) errno {
 		return fchmodat(c.s.proc, c.procName(n.fd), v.mode&0o777|floorOf(n.format))
 	}
 	return err
+}
+
+// setBareOwnerMode is for what carries no overlay: real links and special
+// files of the host. The owner of a link decides nothing, and programs that
+// unpack archives set it on every link: that succeeds without effect. The rest
+// is refused.
+func (c *call) setBareOwnerMode(n *inode, in *fusewire.SetattrIn) errno {
+	switch {
+	case n.format == unix.S_IFLNK && in.Valid&fusewire.FattrMode == 0:
+		return 0
+	case n.format == unix.S_IFLNK:
+		return unix.EOPNOTSUPP
+	}
+	return unix.EPERM
 }
 
 func change(v *overlay, in *fusewire.SetattrIn) {
