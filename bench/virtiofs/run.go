@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"math/bits"
-	"runtime"
 	"time"
 
 	"github.com/microsandbox-go/microsandbox/internal/fusewire"
@@ -44,8 +43,6 @@ const warmUp = 20 * time.Millisecond
 // play keeps depth requests of p in flight for a warm-up and then for span,
 // and drains what is left. It measures between the two.
 func play(s *server, p program, depth int, span time.Duration) (sample, error) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	q := s.c.Queue(1)
 	l := &load{q: q, p: p, begun: make([]time.Time, depth)}
 	now := time.Now()
