@@ -19,6 +19,10 @@ const probeDeadline = 2 * time.Second
 // ProbeProcess is the hidden argument that makes msb the probe.
 const ProbeProcess = "kvm-probe"
 
+// probeEnv marks the probe's process: a program that is not msb, and starts
+// itself as its own probe, must not do so without end.
+const probeEnv = "MSB_KVM_PROBE"
+
 // Probe says whether KVM runs guests on this host.
 type Probe struct {
 	Usable bool   `json:"usable"`
@@ -82,11 +86,15 @@ func probeInChild(ctx context.Context) Probe {
 	if err != nil {
 		return Probe{Reason: err.Error()}
 	}
+	if os.Getenv(probeEnv) != "" {
+		return Probe{Reason: self + " does not know how to probe KVM"}
+	}
 	ctx, cancel := context.WithTimeout(ctx, probeDeadline)
 	defer cancel()
 	var out, errOut bytes.Buffer
 	cmd := exec.CommandContext(ctx, self, ProbeProcess)
 	cmd.Stdout, cmd.Stderr = &out, &errOut
+	cmd.Env = append(os.Environ(), probeEnv+"=1")
 	cmd.WaitDelay = 100 * time.Millisecond
 	err = cmd.Run()
 	var p Probe

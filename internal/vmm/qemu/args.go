@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/failpoint"
 	"github.com/microsandbox-go/microsandbox/internal/vmm"
 )
 
@@ -20,6 +21,7 @@ const (
 	fixedDevices = 2  // virtio-serial and balloon
 	maxSerial    = 20 // VIRTIO_BLK_ID_BYTES (virtio 1.2, 5.2.6.1)
 	maxTag       = 36 // virtio 1.2, 5.11.4
+	minMemoryMiB = 64
 )
 
 // DeviceSlots is how many disks and shares one machine can have.
@@ -54,23 +56,48 @@ func check(c *vmm.Config) error {
 		return errdefs.New(errdefs.InvalidConfig, "%d disks and virtiofs mounts: one machine has %d device slots", n, DeviceSlots).
 			WithHint("mount fewer volumes, or one directory that holds several")
 	}
+	if c.CPUs < 1 || c.MemoryMiB < minMemoryMiB {
+		return errdefs.New(errdefs.InvalidConfig, "%d CPUs and %d MiB of memory: at least 1 and %d are needed", c.CPUs, c.MemoryMiB, minMemoryMiB)
+	}
+	if !plainID(c.ID, 64) || c.Agent == nil {
+		return errdefs.New(errdefs.Internal, "machine %q without a usable id or an agent link", c.ID)
+	}
+	seen := map[string]bool{}
 	for _, d := range c.Disks {
-		if d.Serial == "" || len(d.Serial) > maxSerial || d.Format != "raw" {
+		if !plainID(d.Serial, maxSerial) || seen[d.Serial] || d.Format != "raw" || d.File == nil {
 			return errdefs.New(errdefs.Internal, "disk %q of format %q", d.Serial, d.Format)
 		}
+		seen[d.Serial] = true
 	}
+	clear(seen)
 	for _, s := range c.Shares {
-		if s.Tag == "" || len(s.Tag) > maxTag {
+		if !plainID(s.Tag, maxTag) || seen[s.Tag] || s.Conn == nil {
 			return errdefs.New(errdefs.Internal, "virtiofs tag %q", s.Tag)
 		}
+		seen[s.Tag] = true
 	}
 	return nil
 }
 
+// plainID reports whether s is 1 to limit bytes none of which means anything to
+// QEMU's option parser: a comma would begin another option.
+func plainID(s string, limit int) bool {
+	for _, r := range s {
+		switch {
+		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', r == '-', r == '_', r == '.':
+		default:
+			return false
+		}
+	}
+	return s != "" && len(s) <= limit
+}
+
+// ends are QEMU's ends of the connections it has with the machine itself.
+type ends struct{ monitor, console *os.File }
+
 // commandLine returns QEMU's arguments and the descriptors it inherits from
-// number 3 on. monitor is QEMU's end of the QMP connection. tscKHz is only
-// needed by TCG.
-func commandLine(c *vmm.Config, binary string, accel vmm.Accel, monitor *os.File, tscKHz int) ([]string, []*os.File) {
+// number 3 on. tscKHz is only needed by TCG.
+func commandLine(c *vmm.Config, binary string, accel vmm.Accel, e ends, tscKHz int) ([]string, []*os.File) {
 	b := &builder{args: []string{binary}}
 	b.add("-name", "msb-"+c.ID, "-no-user-config", "-nodefaults", "-display", "none", "-no-reboot")
 	b.add("-M", "microvm,memory-backend=mem,x-option-roms=off,isa-serial=on")
@@ -83,8 +110,9 @@ func commandLine(c *vmm.Config, binary string, accel vmm.Accel, monitor *os.File
 	b.add("-object", fmt.Sprintf("memory-backend-memfd,id=mem,size=%dM,share=on", c.MemoryMiB))
 	b.add("-global", "virtio-mmio.force-legacy=false")
 	b.add("-kernel", c.Kernel.Image, "-initrd", c.Kernel.Initrd, "-append", kernelLine(c, accel, tscKHz))
-	b.add("-chardev", fmt.Sprintf("file,id=con,path=%s,append=on", b.fdset(c.Console)), "-serial", "chardev:con")
-	b.add("-chardev", fmt.Sprintf("socket,id=mon,fd=%d", b.inherit(monitor)), "-mon", "chardev=mon,mode=control")
+	// Not a file: the guest could fill the host's disk with what it prints.
+	b.add("-chardev", fmt.Sprintf("socket,id=con,fd=%d", b.inherit(e.console)), "-serial", "chardev:con")
+	b.add("-chardev", fmt.Sprintf("socket,id=mon,fd=%d", b.inherit(e.monitor)), "-mon", "chardev=mon,mode=control")
 	b.add("-device", "virtio-serial-device,max_ports=2")
 	b.add("-chardev", fmt.Sprintf("socket,id=agent,fd=%d", b.inherit(c.Agent)), "-device", "virtserialport,chardev=agent,name=msb.agent,nr=1")
 	b.add("-device", "virtio-balloon-device,free-page-reporting=on")
@@ -126,5 +154,21 @@ func kernelLine(c *vmm.Config, accel vmm.Accel, tscKHz int) string {
 	if c.CPUs == 1 {
 		words = append(words, "noreplace-smp")
 	}
-	return strings.Join(append(words, c.Kernel.Cmdline...), " ")
+	words = append(words, c.Kernel.Cmdline...)
+	if spec := agentFailpoints(os.Getenv(failpoint.EnvVar)); spec != "" {
+		words = append(words, "msb.failpoint="+spec)
+	}
+	return strings.Join(words, " ")
+}
+
+// agentFailpoints keeps the fail points of the agent: it has no environment but
+// the kernel's command line.
+func agentFailpoints(spec string) string {
+	var out []string
+	for _, part := range strings.Split(spec, ";") {
+		if strings.HasPrefix(part, "agent.") && !strings.ContainsAny(part, " \t\"") {
+			out = append(out, part)
+		}
+	}
+	return strings.Join(out, ";")
 }

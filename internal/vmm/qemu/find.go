@@ -1,11 +1,13 @@
 package qemu
 
 import (
-	"errors"
+	"context"
 	"os"
 	"os/exec"
 	"regexp"
 	"runtime"
+	"strconv"
+	"time"
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 )
@@ -39,17 +41,30 @@ func Find() (path, version string, err error) {
 		WithHint("install it: apt-get install --no-install-recommends qemu-system-x86 (Debian), qemu-system-x86-core (Fedora), or set %s", BinaryEnv)
 }
 
-var versionText = regexp.MustCompile(`version (\d+\.\d+(\.\d+)?)`)
+var versionText = regexp.MustCompile(`version ((\d+)\.(\d+)(\.\d+)?)`)
 
-// Version asks a QEMU program for its version, "7.2.22".
+// oldest is the first QEMU this project is tested with: Debian 12's.
+var oldest = [2]int{7, 2}
+
+// Version asks a QEMU program for its version, "7.2.22". One that does not
+// answer or is older than 7.2 is an error.
 func Version(path string) (string, error) {
-	out, err := exec.Command(path, "--version").Output()
+	ctx, cancel := context.WithTimeout(context.Background(), greetTime)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, path, "--version")
+	cmd.WaitDelay = time.Second
+	out, err := cmd.Output()
 	if err != nil {
-		return "", err
+		return "", errdefs.Wrap(errdefs.LibraryNotLoaded, err, "%s --version", path)
 	}
 	m := versionText.FindSubmatch(out)
 	if m == nil {
-		return "", errors.New("no version in " + path + " --version")
+		return "", errdefs.New(errdefs.LibraryNotLoaded, "%s does not say which QEMU it is", path)
+	}
+	major, _ := strconv.Atoi(string(m[2]))
+	minor, _ := strconv.Atoi(string(m[3]))
+	if major < oldest[0] || major == oldest[0] && minor < oldest[1] {
+		return "", errdefs.New(errdefs.LibraryNotLoaded, "%s is QEMU %s, but %d.%d is the oldest that works", path, m[1], oldest[0], oldest[1])
 	}
 	return string(m[1]), nil
 }
