@@ -75,7 +75,7 @@ func NewLocalBackend(homeDir string) (*LocalBackend, error) {
 		return nil, toPublic(errdefs.Wrap(errdefs.InvalidConfig, err, "home directory"))
 	}
 	b := &LocalBackend{home: dir, store: volstore.New(dir)}
-	b.open.store = b.store
+	b.open.store, b.open.home = b.store, dir
 	return b, nil
 }
 

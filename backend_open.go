@@ -2,15 +2,19 @@ package microsandbox
 
 import (
 	"context"
+	"os"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/home"
 	"github.com/microsandbox-go/microsandbox/internal/volstore"
 	"github.com/microsandbox-go/microsandbox/internal/volumefs"
 )
 
 // maxIdleVolumes is how many volumes that nobody uses stay open for the next
-// call. Each holds three descriptors.
+// call. Each holds four descriptors.
 const maxIdleVolumes = 32
 
 // openVolumes keeps the volumes of a home open between calls of [VolumeFs],
@@ -18,6 +22,7 @@ const maxIdleVolumes = 32
 // another one.
 type openVolumes struct {
 	store *volstore.Store
+	home  home.Dir
 
 	mu    sync.Mutex
 	byID  map[string]*openVolume // guarded by mu
@@ -30,6 +35,7 @@ type openVolume struct {
 	id    string
 	fs    *volumefs.FS
 	data  *volstore.Data
+	state *os.File // the state directory, where temporaries have their names; may be nil
 
 	users    int    // guarded by owner.mu
 	lastUsed uint64 // guarded by owner.mu
@@ -87,12 +93,16 @@ func (o *openVolumes) openNew(ctx context.Context, v *volumeInfo) (*openVolume, 
 		}
 		return err
 	}
-	fs, err := volumefs.New(data.Dir, volumefs.Options{Volume: v.name, Alive: alive})
+	opened := &openVolume{owner: o, id: v.id, data: data}
+	// Without a state directory (power cut, and nothing written since) they have
+	// their names in the volume.
+	opened.state, _ = os.OpenFile(o.home.State(v.id), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	opened.fs, err = volumefs.New(data.Dir, volumefs.Options{Volume: v.name, Alive: alive, Scratch: opened.state})
 	if err != nil {
-		_ = data.Close()
+		opened.close()
 		return nil, err
 	}
-	return &openVolume{owner: o, id: v.id, fs: fs, data: data}, nil
+	return opened, nil
 }
 
 // evict takes idle volumes, the least recently used ones, out of the map until
@@ -134,6 +144,11 @@ func (v *openVolume) release(err error) {
 }
 
 func (v *openVolume) close() {
-	_ = v.fs.Close()
+	if v.fs != nil {
+		_ = v.fs.Close()
+	}
+	if v.state != nil {
+		_ = v.state.Close()
+	}
 	_ = v.data.Close()
 }

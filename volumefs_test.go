@@ -488,11 +488,11 @@ func TestOpenVolumesBounded(t *testing.T) {
 	useHome(t)
 	ctx := t.Context()
 	before := countDescriptors(t)
-	for i := range 3 * maxIdleVolumes {
+	for i := range maxIdleVolumes + 16 {
 		v, err := CreateVolume(ctx, "v"+string(rune('a'+i/26))+string(rune('a'+i%26)))
 		check(t, err)
 		check(t, v.FS().WriteString(ctx, "f", ""))
-		if i%2 == 0 {
+		if i%4 == 0 {
 			check(t, v.Remove(ctx))
 			wantErrKind(t, v.FS().WriteString(ctx, "f", ""), ErrVolumeNotFound)
 		}
