@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -186,17 +185,14 @@ func captiveProfile(t *testing.T) Profile {
 	}
 }
 
-// requireNamespaces skips where the host has none to give.
 func requireNamespaces(t *testing.T) {
 	t.Helper()
-	if Inspect().PrivateRoot() {
-		return
-	}
-	msg := fmt.Sprintf("no mount namespace: %v", Inspect().reason())
-	if os.Getenv("CI") == "true" {
-		t.Fatal(msg)
-	}
-	t.Skip(msg)
+	confinetest.Need(t, Inspect().PrivateRoot(), "mount namespaces")
+}
+
+func requireLandlock(t *testing.T) {
+	t.Helper()
+	confinetest.Need(t, Inspect().LandlockABI >= landlockMinABI, "Landlock")
 }
 
 // TestCaptive makes the private root both ways and tries it from inside.
@@ -226,15 +222,19 @@ func testCaptive(t *testing.T, without []Measure) {
 	confinetest.Threads(t, pr.cmd.Process.Pid, p.Keep)
 	confinetest.Root(t, pr.cmd.Process.Pid, "msb", "readonly", "share")
 	confinetest.Files(t, pr.cmd.Process.Pid)
+	if soft, hard := confinetest.Limit(t, pr.cmd.Process.Pid, "Max core file size"); soft != "0" || hard != "0" {
+		t.Errorf("core limit %s, %s", soft, hard)
+	}
+	if soft, hard := confinetest.Limit(t, pr.cmd.Process.Pid, "Max open files"); soft != hard {
+		t.Errorf("open files limit %s of %s", soft, hard)
+	}
 	confinetest.Namespaces(t, pr.cmd.Process.Pid)
 }
 
 // TestWithoutRoot forces what hosts without namespaces get: Landlock alone
 // keeps the file system.
 func TestWithoutRoot(t *testing.T) {
-	if Inspect().LandlockABI < landlockMinABI {
-		t.Skip("no Landlock")
-	}
+	requireLandlock(t)
 	p := captiveProfile(t)
 	p.Without = []Measure{Namespaces, PIDNamespace, PrivateRoot}
 	p.Binds[0].Target, p.Binds[1].Target = "", ""
@@ -358,4 +358,31 @@ func TestParentGone(t *testing.T) {
 // TestAsOrdinaryUser runs the tests of this package again as uid 65534.
 func TestAsOrdinaryUser(t *testing.T) {
 	confinetest.AsOrdinaryUser(t, "Captive|WithoutRoot|Swapped|Inherited|Required|QEMU")
+}
+
+func TestValidate(t *testing.T) {
+	tests := map[string]struct {
+		p  Profile
+		ok bool
+	}{
+		"empty":              {Profile{}, true},
+		"bind":               {Profile{Binds: []Bind{{Source: "/a", Target: "/b"}}}, true},
+		"relative bind":      {Profile{Binds: []Bind{{Source: "a", Target: "/b"}}}, false},
+		"target climbs":      {Profile{Binds: []Bind{{Source: "/a", Target: "/../b"}}}, false},
+		"target is the root": {Profile{Binds: []Bind{{Source: "/a", Target: "/"}}}, false},
+		"source as target":   {Profile{Binds: []Bind{{Source: "/a/../b"}}}, false},
+		"link":               {Profile{Links: []Link{{"/lib", "usr/lib"}}}, true},
+		"link to nothing":    {Profile{Links: []Link{{"/lib", ""}}}, false},
+		"relative device":    {Profile{Devices: []string{"null"}}, false},
+		"capability":         {Profile{Keep: []string{"CAP_CHOWN"}}, true},
+		"no capability":      {Profile{Keep: []string{"chown"}}, false},
+		"no filter":          {Profile{Filter: "everything"}, false},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			if err := tt.p.Validate(); (err == nil) != tt.ok {
+				t.Errorf("Validate = %v", err)
+			}
+		})
+	}
 }

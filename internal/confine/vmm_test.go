@@ -21,14 +21,8 @@ import (
 func qemuBinary(t *testing.T) string {
 	t.Helper()
 	path, err := exec.LookPath("qemu-system-x86_64")
-	if err == nil {
-		return path
-	}
-	if os.Getenv("CI") == "true" {
-		t.Fatal("qemu-system-x86_64 is missing")
-	}
-	t.Skip("qemu-system-x86_64 is missing")
-	return ""
+	confinetest.Need(t, err == nil, "qemu-system-x86_64")
+	return path
 }
 
 // qmp is a client of a QEMU on one end of a socket pair.
@@ -212,9 +206,7 @@ func checkUser(t *testing.T, pid int) {
 
 // TestQEMUWithoutRoot forces what a host without namespaces gets.
 func TestQEMUWithoutRoot(t *testing.T) {
-	if Inspect().LandlockABI < landlockMinABI {
-		t.Skip("no Landlock")
-	}
+	requireLandlock(t)
 	q := startQEMU(t, Namespaces, PIDNamespace, PrivateRoot)
 	for _, path := range []string{"/etc/passwd", "/proc/self/environ"} {
 		if e := q.addFile(path); e == "" {

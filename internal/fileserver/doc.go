@@ -28,6 +28,8 @@
 //     65534, and can be used as far as their modes allow.
 //   - open_by_handle_at is forbidden: with CAP_DAC_READ_SEARCH it would open any
 //     inode of the file system that a share lies on.
+//   - The mounts below a share are those of the start: what the host mounts
+//     there later is not seen, what it unmounts stays busy until the end.
 //   - Attach locks are open in the server on purpose: they are free when the
 //     last of starter, VMM and server is gone.
 //   - The server never outlives the thread that started it.

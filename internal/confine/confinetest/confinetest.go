@@ -20,6 +20,36 @@ import (
 // Nobody is the uid of the second run of AsOrdinaryUser.
 const Nobody = 65534
 
+// Need skips a test where the host lacks what it needs; in CI that is a failure.
+func Need(t testing.TB, there bool, what string) {
+	t.Helper()
+	switch {
+	case there:
+	case os.Getenv("CI") == "true":
+		t.Fatalf("missing: %s", what)
+	default:
+		t.Skipf("missing: %s", what)
+	}
+}
+
+// Limit returns the soft and hard limit of a line of /proc/PID/limits.
+func Limit(t testing.TB, pid int, name string) (soft, hard string) {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if rest, ok := strings.CutPrefix(line, name); ok {
+			if f := strings.Fields(rest); len(f) >= 2 {
+				return f[0], f[1]
+			}
+		}
+	}
+	t.Fatalf("process %d has no limit %q", pid, name)
+	return "", ""
+}
+
 // Status returns the fields of a /proc/PID/status file.
 func Status(t testing.TB, file string) map[string]string {
 	t.Helper()
