@@ -111,7 +111,7 @@ func (c *call) decode(room int) errno {
 	if c.h.Opcode == fusewire.OpWrite {
 		take = min(take, fusewire.WriteInSize)
 	}
-	if take < c.op.args || headerSize+take > len(c.buf) || room < replySize+c.op.result {
+	if take < c.op.args || headerSize+take > len(c.buf) || (!c.silent() && room < replySize+c.op.result) {
 		return unix.EINVAL
 	}
 	if gather(c.buf[headerSize:headerSize+take], c.in, headerSize) < take {
