@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/vmm/qemu"
 )
 
 // good returns one valid mount of each column of the table of options.
@@ -360,7 +361,12 @@ func TestTogether(t *testing.T) {
 	}
 }
 
+// TestDeviceBudget: the mounts and the two root disks fit the machine, and one
+// mount more is refused before anything starts.
 func TestDeviceBudget(t *testing.T) {
+	if MaxDevices+2 > qemu.DeviceSlots {
+		t.Errorf("%d mounts and the root disks do not fit %d slots", MaxDevices, qemu.DeviceSlots)
+	}
 	var specs []Spec
 	for i := range MaxDevices {
 		specs = append(specs, Spec{Guest: fmt.Sprintf("/b%d", i), Kind: KindBind, Source: "/src"},
