@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -33,6 +34,11 @@ type Options struct {
 	// a replacement has its name for the instant before it takes the old
 	// file's. Nil: the replaced file's own directory.
 	Scratch *os.File
+	// ScratchAge is how old a name in Scratch must be to be taken for a dead
+	// writer's and removed by New; 0 means a minute. A live writer needs
+	// microseconds; should it have been stopped in between, its rename fails and
+	// nothing is acknowledged.
+	ScratchAge time.Duration
 	// Resolver is Auto outside tests.
 	Resolver Resolver
 	// NoUnnamed keeps O_TMPFILE from being used, NoXattrAt getxattrat: for

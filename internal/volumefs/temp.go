@@ -138,11 +138,6 @@ func isTempName(s string) bool {
 		strings.HasPrefix(s, tempPrefix) && strings.HasSuffix(s, tempSuffix)
 }
 
-// staleAfter is how old a name in the scratch directory must be to be taken for
-// a dead writer's. A live one needs microseconds; should it have been stopped
-// in between, its rename fails and nothing is acknowledged.
-const staleAfter = time.Minute
-
 // reapScratch removes what writers left that were killed between linkat and
 // rename.
 func (f *FS) reapScratch() {
@@ -152,13 +147,17 @@ func (f *FS) reapScratch() {
 	}
 	dir := os.NewFile(uintptr(fd), "scratch directory")
 	defer dir.Close()
+	age := f.opts.ScratchAge
+	if age == 0 {
+		age = time.Minute
+	}
 	names, _ := dir.Readdirnames(-1)
 	for _, name := range names {
 		var st unix.Stat_t
 		if !isTempName(name) || unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
 			continue
 		}
-		if time.Since(time.Unix(st.Ctim.Unix())) > staleAfter {
+		if time.Since(time.Unix(st.Ctim.Unix())) >= age {
 			_ = unix.Unlinkat(fd, name, 0)
 		}
 	}
