@@ -106,3 +106,20 @@ func Fill(t *testing.T, dir string) (free func()) {
 	}
 	return func() { _ = os.Remove(path) }
 }
+
+// Memory returns a temporary directory in memory, for tests that make and kill
+// many processes and would otherwise wait for the disk. With
+// MSB_TEST_ON_DISK=1, or without a tmpfs at /dev/shm, it is an ordinary one.
+func Memory(t testing.TB) string {
+	t.Helper()
+	var fs unix.Statfs_t
+	if os.Getenv("MSB_TEST_ON_DISK") == "1" || unix.Statfs("/dev/shm", &fs) != nil || fs.Type != unix.TMPFS_MAGIC {
+		return t.TempDir()
+	}
+	dir, err := os.MkdirTemp("/dev/shm", "msb-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}

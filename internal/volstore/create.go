@@ -56,7 +56,7 @@ func (s *Store) create(ctx context.Context, sp Spec) (*Volume, error) {
 	}
 	defer lock.unlock()
 	if _, err := db.VolumeByName(ctx, sp.Name); err == nil {
-		return nil, alreadyExists(sp.Name)
+		return nil, s.refuse(ctx, db, lock, sp.Name) // before anything is built
 	}
 	st, err := s.stage(ctx, sp)
 	if err != nil {
@@ -67,6 +67,18 @@ func (s *Store) create(ctx context.Context, sp Spec) (*Volume, error) {
 		return nil, err
 	}
 	return s.publish(ctx, db, lock, st)
+}
+
+// refuse is the end of a creation whose name is taken. Like every mutating call
+// it settles first, whatever was left behind.
+func (s *Store) refuse(ctx context.Context, db *records.DB, lock *nameLock, name string) error {
+	if err := lock.lockSlots(ctx); err != nil {
+		return err
+	}
+	if _, err := s.settle(ctx, db, lock); err != nil {
+		return err
+	}
+	return alreadyExists(name)
 }
 
 // staging is a volume being made. It is locked while file is open.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/microsandbox-go/microsandbox/internal/failpoint"
 	"github.com/microsandbox-go/microsandbox/internal/home"
+	"github.com/microsandbox-go/microsandbox/internal/storetest"
 )
 
 const (
@@ -22,6 +23,7 @@ const (
 // TestMain lets the test binary stand in for another process: it runs one
 // operation on a home and exits.
 func TestMain(m *testing.M) {
+	storetest.Watched()
 	if h := os.Getenv(childHome); h != "" {
 		if err := failpoint.ArmFromEnv(); err != nil {
 			panic(err)
@@ -64,6 +66,8 @@ func runOp(s *Store, op []string) (err error) {
 		}
 	case "grow":
 		_, err = s.Grow(ctx, arg(1), 8, func(context.Context, *Volume, *os.File, int64) error { return nil })
+	case "create-record-first":
+		err = createRecordFirst(ctx, s, arg(1))
 	case "churn": // churn NAME COUNT: create and remove, whoever wins
 		n, _ := strconv.Atoi(arg(2))
 		err = churn(ctx, s, arg(1), n)

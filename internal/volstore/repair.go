@@ -87,7 +87,7 @@ func (s *Store) checkVolume(r *records.Volume) (out []Finding) {
 		f.Kind, f.Detail = FoundForeign, "if it was restored from a backup: msb volume adopt "+r.Name
 		out = append(out, f)
 	}
-	if !exists(filepath.Join(s.home.State(r.ID), aliveName)) {
+	if !exists(filepath.Join(s.home.State(r.ID), noteName)) {
 		out = append(out, Finding{Kind: FoundState, Name: r.Name, ID: r.ID, Path: s.home.State(r.ID)})
 	}
 	return out
@@ -185,7 +185,7 @@ func (s *Store) Repair(ctx context.Context) ([]Finding, error) {
 	}
 	var errs []error
 	for _, r := range all {
-		if exists(filepath.Join(s.home.State(r.ID), aliveName)) {
+		if exists(filepath.Join(s.home.State(r.ID), noteName)) {
 			continue
 		}
 		lock, _, more, err := s.lockVolume(ctx, db, r)
