@@ -122,7 +122,6 @@ type Profile struct {
 }
 
 func (p *Profile) requires(m Measure) bool { return slices.Contains(p.Required, m) }
-func (p *Profile) without(m Measure) bool  { return slices.Contains(p.Without, m) }
 
 // Validate reports the first thing in p that makes no sense.
 func (p *Profile) Validate() error {
