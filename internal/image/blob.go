@@ -48,6 +48,9 @@ func (s *Store) putBlob(ctx context.Context, d digest, size int64, fetch fetchFu
 		return errdefs.Wrap(errdefs.IO, err, "blob %s", d)
 	}
 	if err := w.fetchAll(ctx, fetch); err != nil {
+		if w.off == 0 { // nothing to continue; still locked, so whoever waits notices
+			_ = os.Remove(making)
+		}
 		return err
 	}
 	if err := blobWritten.Hit(); err != nil {

@@ -155,6 +155,9 @@ func TestLoadRefuses(t *testing.T) {
 			if imgs, err := s.List(context.Background()); err != nil || len(imgs) != 0 {
 				t.Errorf("after a refused load: %q, %v", references(imgs), err)
 			}
+			if left := unfinished(files(t, s)); len(left) > 0 {
+				t.Errorf("left over: %q", left)
+			}
 		})
 	}
 }

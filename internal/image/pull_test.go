@@ -284,6 +284,9 @@ func TestPullRefuses(t *testing.T) {
 			if imgs, err := s.List(context.Background()); err != nil || len(imgs) != 0 {
 				t.Errorf("after a refused pull: %d images, %v", len(imgs), err)
 			}
+			if left := unfinished(files(t, s)); len(left) > 0 {
+				t.Errorf("left over: %q", left)
+			}
 		})
 	}
 }

@@ -102,8 +102,7 @@ func (s *Store) buildRoot(ctx context.Context, img *Image, progress func(Progres
 			err = s.finishRoot(f, making, d, meta)
 		}
 		if err != nil {
-			// Give the space back; the name stays as the lock of whoever waits.
-			_ = f.Truncate(0)
+			_ = os.Remove(making) // still locked: whoever waits notices and makes its own
 			return err
 		}
 	}
