@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 )
@@ -47,12 +48,17 @@ func touch(path string) error {
 	return f.Close()
 }
 
+// bigFile writes the file, or reads the one of an earlier run into the cache.
 func bigFile(path string) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	if st, err := f.Stat(); err == nil && st.Size() == bigSize {
+		_, err := io.Copy(io.Discard, f)
+		return err
+	}
 	chunk := make([]byte, 1<<20)
 	for i := range chunk {
 		chunk[i] = byte(i * 7)
