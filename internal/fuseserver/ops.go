@@ -32,7 +32,7 @@ var ops = [w.OpCount]operation{
 	w.OpStatfs:   {(*call).opStatfs, 0, w.Size[w.StatfsOut](), true},
 	w.OpReadlink: {(*call).opReadlink, 0, 0, true},
 
-	w.OpSymlink: {(*call).opSymlink, 4, w.EntryOutSize, false},
+	w.OpSymlink: {(*call).opSymlink, 3, w.EntryOutSize, false},
 	w.OpMknod:   {(*call).opMknod, w.Size[w.MknodIn]() + 2, w.EntryOutSize, false},
 	w.OpMkdir:   {(*call).opMkdir, w.Size[w.MkdirIn]() + 2, w.EntryOutSize, false},
 	w.OpCreate:  {(*call).opCreate, w.Size[w.CreateIn]() + 2, w.EntryOutSize + w.OpenOutSize, false},
