@@ -38,6 +38,7 @@ type launch struct {
 	lock *os.File
 	cfg  supervisor.Config
 	undo []func(context.Context)
+	done []func() // run when the launch has succeeded
 }
 
 // Create makes and boots a sandbox. On any error, and when ctx ends, everything
@@ -57,7 +58,7 @@ func (st *Store) Create(ctx context.Context, spec *Spec) (*Running, error) {
 		return nil, errdefs.Wrap(errdefs.IO, err, "make home %s", st.h)
 	}
 	l := &launch{st: st, spec: spec, msb: msb}
-	for _, step := range []func(context.Context) error{l.reserve, l.resolveImage, l.provision, l.format, l.store} {
+	for _, step := range []func(context.Context) error{l.reserve, l.checkMounts, l.resolveImage, l.provision, l.store, l.format} {
 		if err := step(ctx); err != nil {
 			return nil, l.fail(err)
 		}
@@ -102,10 +103,9 @@ func (l *launch) reserve(ctx context.Context) error {
 		case old.Status != supervisor.StatusCreating && !isDeadEphemeral(old):
 			return exists(name)
 		default: // what a killed creator left: its lock was free, and is ours now
-			if err := db.DeleteSandbox(ctx, old.ID); err != nil {
+			if err := st.discard(ctx, db, old); err != nil {
 				return err
 			}
-			os.RemoveAll(st.h.Run(old.ID))
 		}
 		return db.InsertSandbox(ctx, rec)
 	})
@@ -163,12 +163,20 @@ func (l *launch) resolveImage(ctx context.Context) error {
 	return nil
 }
 
+// checkMounts refuses before a pull what provision would refuse after it.
+func (l *launch) checkMounts(ctx context.Context) error {
+	return l.st.withVolumes(func(vols *volstore.Store) error { return mount.Check(ctx, vols, l.st.h, l.spec.Mounts) })
+}
+
 func (l *launch) provision(ctx context.Context) error {
 	if len(l.spec.Mounts) == 0 {
 		return nil
 	}
 	l.spec.report("volumes", fmt.Sprintf("%d mounts", len(l.spec.Mounts)))
-	resolved, undo, err := mount.Provision(ctx, volstore.New(l.st.h), l.st.h, l.spec.Mounts)
+	vols := volstore.New(l.st.h)
+	l.undo = append(l.undo, func(context.Context) { vols.Close() })
+	l.done = append(l.done, func() { vols.Close() })
+	resolved, undo, err := mount.Provision(ctx, vols, l.st.h, l.spec.Mounts)
 	if err != nil {
 		return err
 	}
@@ -200,6 +208,9 @@ func (l *launch) boot(ctx context.Context) (*Running, error) {
 		return nil, err
 	}
 	l.lock.Close()
+	for _, f := range l.done {
+		f()
+	}
 	if l.spec.Detached {
 		if err := h.Detach(); err != nil {
 			h.Release()

@@ -10,8 +10,10 @@ import (
 
 	"github.com/microsandbox-go/microsandbox/internal/agentclient"
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/mount"
 	"github.com/microsandbox-go/microsandbox/internal/records"
 	"github.com/microsandbox-go/microsandbox/internal/supervisor"
+	"github.com/microsandbox-go/microsandbox/internal/volstore"
 )
 
 // Running is a sandbox that lived when it was returned: made or started here, or
@@ -118,7 +120,14 @@ func (st *Store) Start(ctx context.Context, name string, o StartOptions) (*Runni
 	if i.Config.ID == "" {
 		return nil, l.fail(errdefs.New(errdefs.SandboxNotFound, "sandbox %q was never completed", name).WithHint("msb rm %s", name))
 	}
-	if err := st.update(ctx, i.ID, supervisor.StatusStarting, "", nil); err != nil {
+	err = st.withVolumes(func(vols *volstore.Store) error {
+		l.cfg.Mounts, err = mount.Refresh(ctx, vols, st.h, i.Config.Mounts)
+		return err
+	})
+	if err != nil {
+		return nil, l.fail(err)
+	}
+	if err := st.update(ctx, i.ID, supervisor.StatusStarting, "", &l.cfg); err != nil {
 		return nil, l.fail(err)
 	}
 	l.undo = append(l.undo, func(ctx context.Context) {

@@ -9,8 +9,10 @@ import (
 	"time"
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/mount"
 	"github.com/microsandbox-go/microsandbox/internal/records"
 	"github.com/microsandbox-go/microsandbox/internal/supervisor"
+	"github.com/microsandbox-go/microsandbox/internal/volstore"
 )
 
 // supervisorGone is the cause of a crash that nobody lived to record.
@@ -139,14 +141,32 @@ func (st *Store) settle(ctx context.Context, db *records.DB, rec *records.Sandbo
 	if err != nil || now.ID != rec.ID || !alive(now.Status) {
 		return err
 	}
-	os.RemoveAll(st.h.Run(rec.ID))
 	if now.Status == supervisor.StatusCreating || isDeadEphemeral(now) {
-		if err := db.DeleteSandbox(ctx, rec.ID); err != nil {
+		if err := st.discard(ctx, db, now); err != nil {
 			return err
 		}
 		return os.RemoveAll(st.h.Sandbox(rec.Name))
 	}
+	os.RemoveAll(st.h.Run(rec.ID))
 	return db.UpdateSandbox(ctx, rec.ID, supervisor.StatusCrashed, supervisorGone, nil)
+}
+
+// discard deletes the record of a sandbox that was never completed, or was
+// ephemeral, after the death of who would have done it. Volumes that a creation
+// made and nobody has used go too. The caller holds the sandbox's lock.
+func (st *Store) discard(ctx context.Context, db *records.DB, rec *records.Sandbox) error {
+	var c supervisor.Config
+	if rec.Status == supervisor.StatusCreating && json.Unmarshal(rec.Config, &c) == nil {
+		err := st.withVolumes(func(vols *volstore.Store) error {
+			mount.TakeBack(ctx, vols, c.Mounts)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	os.RemoveAll(st.h.Run(rec.ID))
+	return db.DeleteSandbox(ctx, rec.ID)
 }
 
 // lock takes a sandbox's lock, making its directory if need be.
@@ -190,4 +210,9 @@ func (st *Store) withDB(ctx context.Context, do func(*records.DB) error) error {
 		return err
 	}
 	return errors.Join(do(db), db.Close())
+}
+
+func (st *Store) withVolumes(do func(*volstore.Store) error) error {
+	vols := volstore.New(st.h)
+	return errors.Join(do(vols), vols.Close())
 }

@@ -1,7 +1,6 @@
 package supervisor
 
 import (
-	"context"
 	"os"
 	"path/filepath"
 
@@ -9,19 +8,9 @@ import (
 
 	"github.com/microsandbox-go/microsandbox/internal/confine"
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
-	"github.com/microsandbox-go/microsandbox/internal/home"
-	"github.com/microsandbox-go/microsandbox/internal/mount"
 	"github.com/microsandbox-go/microsandbox/internal/vmm"
 	"github.com/microsandbox-go/microsandbox/internal/vmm/qemu"
-	"github.com/microsandbox-go/microsandbox/internal/volstore"
 )
-
-// openPlan opens everything the sandbox's mounts need and takes their locks.
-func openPlan(ctx context.Context, h home.Dir, c *Config) (*mount.Plan, error) {
-	return mount.Open(ctx, volstore.New(h), c.Mounts, mount.OpenOptions{
-		Sandbox: c.Name, PID: os.Getpid(), GuestUID: c.GuestUID, GuestGID: c.GuestGID,
-	})
-}
 
 // machineConfig opens the root disks and logs and describes the machine. The
 // caller closes the opened files once the machine has started, or not.

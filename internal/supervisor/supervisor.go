@@ -21,6 +21,7 @@ import (
 	"github.com/microsandbox-go/microsandbox/internal/mount"
 	"github.com/microsandbox-go/microsandbox/internal/vmm"
 	"github.com/microsandbox-go/microsandbox/internal/vmm/qemu"
+	"github.com/microsandbox-go/microsandbox/internal/volstore"
 )
 
 // Sockets in a sandbox's run directory.
@@ -164,7 +165,11 @@ func (s *supervisor) start(ctx context.Context, report func(step string)) error 
 }
 
 func (s *supervisor) openMounts(ctx context.Context) error {
-	plan, err := openPlan(ctx, s.h, &s.cfg)
+	vols := volstore.New(s.h)
+	s.undo = append(s.undo, func() { vols.Close() })
+	plan, err := mount.Open(ctx, vols, s.cfg.Mounts, mount.OpenOptions{
+		Sandbox: s.cfg.Name, PID: os.Getpid(), GuestUID: s.cfg.GuestUID, GuestGID: s.cfg.GuestGID,
+	})
 	if err != nil {
 		return err
 	}
