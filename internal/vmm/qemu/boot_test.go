@@ -73,15 +73,16 @@ func agentBinary(t *testing.T) []byte {
 	return b
 }
 
-// boot starts a machine and waits for the agent's hello.
-func boot(t *testing.T, change func(*vmm.Config)) *guest {
+// machine describes a machine with the bare agent and returns our end of its
+// link and the path of its console.
+func machine(t *testing.T, change func(*vmm.Config)) (m vmm.Machine, link *os.File, console string, handed []*os.File) {
 	t.Helper()
 	_, _, err := qemu.Find()
 	need(t, "QEMU", err)
 	k, err := kernel.Find(seedHome(t), agentBinary(t))
 	need(t, "a guest kernel", err)
 	dir := t.TempDir()
-	console, err := os.OpenFile(filepath.Join(dir, "console"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	log, err := os.OpenFile(filepath.Join(dir, "console"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,40 +93,57 @@ func boot(t *testing.T, change func(*vmm.Config)) *guest {
 	ours, theirs := os.NewFile(uintptr(fds[0]), "link"), os.NewFile(uintptr(fds[1]), "agent")
 	cfg := vmm.Config{
 		ID: "TEST", CPUs: 1, MemoryMiB: 256, Accel: vmm.AccelTCG, Kernel: k,
-		Agent: theirs, Console: console, Stderr: os.Stderr, BootTimeout: 2 * time.Minute,
+		Agent: theirs, Console: log, Stderr: log, BootTimeout: 2 * time.Minute,
 	}
 	if change != nil {
 		change(&cfg)
 	}
-	m, err := qemu.New(cfg, qemu.Options{Runtime: dir})
-	if err != nil {
+	if m, err = qemu.New(cfg, qemu.Options{Runtime: dir}); err != nil {
 		t.Fatal(err)
-	}
-	began := time.Now()
-	if err := m.Start(context.Background()); err != nil {
-		t.Fatal(err)
-	}
-	theirs.Close()
-	console.Close()
-	g := &guest{
-		t: t, m: m, w: agentproto.NewWriter(ours, agentproto.MaxFrame), r: agentproto.NewLinkReader(ours, agentproto.MaxLinkFrame),
-		console: filepath.Join(dir, "console"), frames: map[uint32][]agentproto.Frame{},
 	}
 	t.Cleanup(func() {
 		m.Kill()
 		<-m.Done()
 		ours.Close()
-		if t.Failed() {
-			b, _ := os.ReadFile(g.console)
+		if b, _ := os.ReadFile(log.Name()); t.Failed() {
 			t.Logf("console:\n%s", b)
 		}
 	})
+	return m, ours, log.Name(), []*os.File{theirs, log}
+}
+
+// start only tries to start a machine.
+func start(t *testing.T, change func(*vmm.Config)) error {
+	t.Helper()
+	m, _, _, handed := machine(t, change)
+	err := m.Start(context.Background())
+	for _, f := range handed {
+		f.Close()
+	}
+	return err
+}
+
+// boot starts a machine and waits for the agent's hello.
+func boot(t *testing.T, change func(*vmm.Config)) *guest {
+	t.Helper()
+	m, link, console, handed := machine(t, change)
+	began := time.Now()
+	if err := m.Start(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range handed {
+		f.Close()
+	}
+	g := &guest{
+		t: t, m: m, w: agentproto.NewWriter(link, agentproto.MaxFrame), r: agentproto.NewLinkReader(link, agentproto.MaxLinkFrame),
+		console: console, frames: map[uint32][]agentproto.Frame{},
+	}
 	var hello agentproto.Hello
 	g.expect(0, agentproto.MsgHello, &hello)
 	if len(hello.Modules) > 0 {
 		t.Errorf("modules that do not load: %q", hello.Modules)
 	}
-	t.Logf("hello after %d ms, kernel %s", time.Since(began).Milliseconds(), k.Release)
+	t.Logf("hello after %d ms", time.Since(began).Milliseconds())
 	return g
 }
 

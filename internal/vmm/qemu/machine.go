@@ -118,14 +118,19 @@ func (m *machine) startError(ctx context.Context, err error) error {
 	if errors.Is(ctx.Err(), context.Canceled) {
 		return errdefs.Wrap(errdefs.Cancelled, ctx.Err(), "QEMU")
 	}
-	said := m.stderr.lastLine("")
+	said := m.stderr.lastLine(program() + ": ")
+	if _, text, ok := strings.Cut(said, program()+": "); ok {
+		said = text
+	} else {
+		said = m.stderr.lastLine("")
+	}
 	if said == "" {
 		return errdefs.Wrap(errdefs.Internal, err, "QEMU did not start")
 	}
 	e := errdefs.New(errdefs.Internal, "QEMU did not start: %s", said)
 	switch {
 	case strings.Contains(said, "lock"):
-		return e.WithHint("another process uses the image")
+		return e.WithHint("another program uses a disk of the sandbox")
 	case strings.Contains(said, "memory"):
 		return e.WithHint("give the sandbox less memory")
 	}
@@ -142,15 +147,17 @@ func (m *machine) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer monTheirs.Close()
 	conOurs, conTheirs, err := socketpair("console")
 	if err != nil {
 		monOurs.Close()
+		monTheirs.Close()
 		return err
 	}
-	defer conTheirs.Close()
 	argv, files := commandLine(&m.cfg, binary, accel, ends{monitor: monTheirs, console: conTheirs}, tscKHz)
-	if err := m.spawn(argv, files); err != nil {
+	err = m.spawn(argv, files)
+	monTheirs.Close() // only QEMU may hold them: its end is the end of file
+	conTheirs.Close()
+	if err != nil {
 		monOurs.Close()
 		conOurs.Close()
 		return err
@@ -265,7 +272,7 @@ func (m *machine) fail(why string) {
 
 // listen follows QMP from greeting to end of file.
 func (m *machine) listen(q *qmp, greeted chan<- error) {
-	err := q.greet()
+	err := q.greet(func(msg *qmpMessage) { m.handle(q, msg) })
 	greeted <- err
 	for err == nil {
 		var msg *qmpMessage

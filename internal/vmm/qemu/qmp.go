@@ -36,8 +36,10 @@ type qmp struct {
 
 func newQMP(f *os.File) *qmp { return &qmp{f: f, in: bufio.NewReader(f)} }
 
-// greet waits for QEMU's greeting and leaves negotiation mode.
-func (q *qmp) greet() error {
+// greet waits for the greeting, leaves negotiation mode and waits for the answer.
+// QEMU greets before it has made its devices and answers after: only the answer
+// means that it runs.
+func (q *qmp) greet(event func(*qmpMessage)) error {
 	m, err := q.next()
 	if err != nil {
 		return err
@@ -45,7 +47,21 @@ func (q *qmp) greet() error {
 	if m.QMP == nil {
 		return errors.New("QEMU did not greet")
 	}
-	return q.command("qmp_capabilities")
+	if err := q.command("qmp_capabilities"); err != nil {
+		return err
+	}
+	for {
+		m, err := q.next()
+		switch {
+		case err != nil:
+			return err
+		case m.Error != nil:
+			return errors.New("QMP: " + m.Error.Desc)
+		case m.Return != nil:
+			return nil
+		}
+		event(m)
+	}
 }
 
 // command sends a command without arguments; its answer comes as a message.
