@@ -48,7 +48,8 @@ func (s *Store) putBlob(ctx context.Context, d digest, size int64, fetch fetchFu
 		return errdefs.Wrap(errdefs.IO, err, "blob %s", d)
 	}
 	if err := w.fetchAll(ctx, fetch); err != nil {
-		if w.off == 0 { // nothing to continue; still locked, so whoever waits notices
+		if w.off == 0 || errdefs.Is(err, errdefs.InvalidArgument) {
+			// Nothing to continue. It is still locked: whoever waits notices.
 			_ = os.Remove(making)
 		}
 		return err
