@@ -79,6 +79,13 @@ func NewLocalBackend(homeDir string) (*LocalBackend, error) {
 	return b, nil
 }
 
+// Close releases what the backend holds open. It is for programs that use many
+// homes; volumes and file access of the backend must not be used afterwards.
+func (b *LocalBackend) Close() error {
+	b.open.closeIdle()
+	return toPublic(b.store.Close())
+}
+
 // Home returns the absolute path of the home directory.
 func (b *LocalBackend) Home() string { return string(b.home) }
 

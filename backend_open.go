@@ -124,6 +124,23 @@ func (o *openVolumes) evict() (out []*openVolume) {
 	return out
 }
 
+// closeIdle closes the volumes that nobody uses.
+func (o *openVolumes) closeIdle() {
+	o.mu.Lock()
+	var idle []*openVolume
+	for id, v := range o.byID {
+		v.dropped = true
+		delete(o.byID, id)
+		if v.users == 0 {
+			idle = append(idle, v)
+		}
+	}
+	o.mu.Unlock()
+	for _, v := range idle {
+		v.close()
+	}
+}
+
 // release ends one use; err is what came of it. A volume that turned out to be
 // removed is not kept.
 func (v *openVolume) release(err error) {

@@ -17,7 +17,10 @@ func TestBackendBinding(t *testing.T) {
 	other, err := NewLocalBackend(filepath.Join(t.TempDir(), "other"))
 	check(t, err)
 	SetDefaultBackend(other)
-	defer SetDefaultBackend(nil)
+	defer func() {
+		SetDefaultBackend(nil)
+		check(t, other.Close())
+	}()
 
 	if _, err := GetVolume(ctx, "v"); !IsKind(err, ErrVolumeNotFound) {
 		t.Errorf("the other backend has the volume: %v", err)

@@ -3,11 +3,13 @@ package microsandbox
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"reflect"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -420,6 +422,45 @@ func TestHandleOfRemovedVolume(t *testing.T) {
 	wantErrKind(t, writer.Close(), ErrVolumeNotFound)
 	if list, err := again.FS().List(ctx, ""); err != nil || len(list) != 0 {
 		t.Errorf("the new volume was touched: %v, %v", list, err)
+	}
+}
+
+// TestRemoveUnderLoad: while many goroutines use a volume it is removed and made
+// again, over and over: a write that is begun after the removal returned is never
+// acknowledged, and the next volume starts empty.
+func TestRemoveUnderLoad(t *testing.T) {
+	useHome(t)
+	ctx := t.Context()
+	for round := range 20 {
+		v, err := CreateVolume(ctx, "v")
+		check(t, err)
+		if l, err := v.FS().List(ctx, ""); err != nil || len(l) != 0 {
+			t.Fatalf("round %d starts with %v, %v", round, l, err)
+		}
+		var removed atomic.Bool
+		var wg sync.WaitGroup
+		for w := range 4 {
+			wg.Go(func() {
+				for i := 0; ; i++ {
+					late := removed.Load()
+					err := v.FS().WriteString(ctx, fmt.Sprintf("d%d/f%d", w, i%5), "x")
+					if late {
+						if !IsKind(err, ErrVolumeNotFound) {
+							t.Errorf("a write after the removal: %v", err)
+						}
+						return
+					}
+					if err != nil && !IsKind(err, ErrVolumeNotFound) {
+						t.Errorf("write: %v", err)
+						return
+					}
+				}
+			})
+		}
+		check(t, v.FS().WriteString(ctx, "first", "x"))
+		check(t, v.Remove(ctx))
+		removed.Store(true)
+		wg.Wait()
 	}
 }
 

@@ -121,7 +121,7 @@ func TestVolumeFsReadStream(t *testing.T) {
 	}
 	check(t, s.Close())
 	check(t, s.Close())
-	if after := countDescriptors(t); after != before {
+	if after := countDescriptors(t); after > before {
 		t.Errorf("%d descriptors, %d before", after, before)
 	}
 	s, err = f.ReadStream(ctx, "f")
