@@ -101,6 +101,16 @@ func (d *DB) MovingVolumes(ctx context.Context) ([]*Volume, error) {
 	return d.volumes(ctx, "WHERE moving_from <> ''")
 }
 
+// Unsettled counts tombstones and unfinished renames: what a mutating command
+// has to look at. Both are nearly always 0.
+func (d *DB) Unsettled(ctx context.Context) (tombstones, moving int, err error) {
+	err = d.view(ctx, "look for unfinished work", func(q querier) error {
+		rows, err := q.query("SELECT (SELECT count(*) FROM tombstone), (SELECT count(*) FROM volume WHERE moving_from <> '')")
+		return each(rows, err, func(r *sql.Rows) error { return r.Scan(&tombstones, &moving) })
+	})
+	return tombstones, moving, err
+}
+
 // volumes reads the rows that tail selects, as one text (see rowtext.go).
 func (d *DB) volumes(ctx context.Context, tail string, args ...any) ([]*Volume, error) {
 	var text sql.NullString

@@ -52,15 +52,12 @@ func (s *Store) adopt(ctx context.Context, name string, opt AdoptOptions) (*Volu
 		return nil, err
 	}
 	defer lock.unlock()
-	if _, err := s.settle(ctx, db, lock); err != nil {
+	found, err := s.settle(ctx, db, lock)
+	if err != nil {
 		return nil, err
 	}
-	r, err := db.VolumeByName(ctx, name)
-	if err == nil {
+	if r := found.records[name]; r != nil {
 		return s.readopt(ctx, db, r)
-	}
-	if !errdefs.Is(err, errdefs.VolumeNotFound) {
-		return nil, err
 	}
 	st, err := s.stageStranger(name, opt)
 	if err != nil {

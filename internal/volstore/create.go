@@ -157,16 +157,13 @@ func (st *staging) makeData(ctx context.Context) error {
 		if err := diskimg.FormatExt4(ctx, image, st.record.CapacityBytes, diskimg.FormatOptions{}); err != nil {
 			return err
 		}
+		if err := syncDir(data); err != nil { // an empty directory has nothing of its own to sync
+			return err
+		}
 	}
-	d, err := openDir(data, 0)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	if st.record.Identity, err = identityOf(d); err != nil {
-		return err
-	}
-	return d.Sync()
+	var err error
+	st.record.Identity, _, err = identityAt(data)
+	return err
 }
 
 // seal writes the bookkeeping files and makes the staging directory durable.
@@ -202,7 +199,7 @@ func (s *Store) publish(ctx context.Context, db *records.DB, lock *nameLock, st 
 	if err := pointLocked.Hit(); err != nil {
 		return nil, err
 	}
-	if err := s.nameIsFree(ctx, db, st); err != nil {
+	if err := s.nameIsFree(found, st); err != nil {
 		return nil, err
 	}
 	if err := ctx.Err(); err != nil {
@@ -216,6 +213,11 @@ func (s *Store) publish(ctx context.Context, db *records.DB, lock *nameLock, st 
 		return nil, errors.Join(err, st.unrename())
 	}
 	if err := db.InsertVolume(ctx, &st.record, found.tombstones...); err != nil {
+		// A failed commit may have been one: only the database knows.
+		if _, err2 := db.VolumeByID(ctx, st.record.ID); !errdefs.Is(err2, errdefs.VolumeNotFound) {
+			st.done = true
+			return nil, err
+		}
 		return nil, errors.Join(err, st.unrename())
 	}
 	st.done = true // the record stands, whatever happens from here on
@@ -227,15 +229,11 @@ func (s *Store) publish(ctx context.Context, db *records.DB, lock *nameLock, st 
 	return s.volume(&st.record), nil
 }
 
-// nameIsFree looks for a record and a stranger.
-func (s *Store) nameIsFree(ctx context.Context, db *records.DB, st *staging) error {
+// nameIsFree looks for a record and a stranger. The name is locked and settled.
+func (s *Store) nameIsFree(found *settled, st *staging) error {
 	name := st.record.Name
-	_, err := db.VolumeByName(ctx, name)
-	if err == nil {
+	if found.records[name] != nil {
 		return alreadyExists(name)
-	}
-	if !errdefs.Is(err, errdefs.VolumeNotFound) {
-		return err
 	}
 	if path := s.home.Volume(name); !st.adopt && exists(path) {
 		return strangerAt(name, path)

@@ -61,12 +61,9 @@ func (s *Store) removeRecovered(ctx context.Context, db *records.DB, name string
 	if err != nil {
 		return err
 	}
-	r, err := db.VolumeByName(ctx, name)
-	if err != nil || !slices.Contains(found.recovered, r.ID) {
-		if err == nil || errdefs.Is(err, errdefs.VolumeNotFound) {
-			return s.notFound(name, notFound)
-		}
-		return err
+	r := found.records[name]
+	if r == nil || !slices.Contains(found.recovered, r.ID) {
+		return s.notFound(name, notFound)
 	}
 	return s.removeLocked(ctx, db, r, found)
 }
@@ -119,7 +116,9 @@ func (s *Store) lockVolume(ctx context.Context, db *records.DB, r *records.Volum
 		found, err := s.settle(ctx, db, lock)
 		var now *records.Volume
 		if err == nil {
-			now, err = db.VolumeByID(ctx, r.ID)
+			if now = found.records[r.Name]; now == nil || now.ID != r.ID {
+				now, err = db.VolumeByID(ctx, r.ID) // renamed or removed meanwhile
+			}
 		}
 		if errdefs.Is(err, errdefs.VolumeNotFound) {
 			err = records.VolumeNotFound(r.Name)

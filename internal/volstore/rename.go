@@ -43,14 +43,15 @@ func (s *Store) rename(ctx context.Context, from, to string) (*Volume, error) {
 		return nil, err
 	}
 	defer lock.unlock()
-	if _, err := s.settle(ctx, db, lock); err != nil {
+	found, err := s.settle(ctx, db, lock)
+	if err != nil {
 		return nil, err
 	}
-	r, err := db.VolumeByName(ctx, from)
-	if err != nil {
-		return nil, s.notFound(from, err)
+	r := found.records[from]
+	if r == nil {
+		return nil, s.notFound(from, records.VolumeNotFound(from))
 	}
-	if err := s.nameIsFree(ctx, db, &staging{s: s, record: records.Volume{Name: to}}); err != nil {
+	if err := s.nameIsFree(found, &staging{s: s, record: records.Volume{Name: to}}); err != nil {
 		return nil, err
 	}
 	held, err := s.lockUnattached(ctx, r)

@@ -23,6 +23,8 @@ type settled struct {
 	tombstones []string  // ids of removals that are complete and durable; for the next commit to forget
 	recovered  []string  // ids of volumes whose creation was completed
 	findings   []Finding // for repair
+
+	records map[string]*records.Volume // of the locked names that are taken
 }
 
 // settle finishes or undoes what killed processes left, for the names in lock
@@ -30,15 +32,23 @@ type settled struct {
 // later command meets it again.
 func (s *Store) settle(ctx context.Context, db *records.DB, lock *nameLock) (*settled, error) {
 	ctx = context.WithoutCancel(ctx)
-	out := &settled{}
+	out := &settled{records: map[string]*records.Volume{}}
 	if err := s.settleStagings(ctx, db, lock, out); err != nil {
 		return nil, err
 	}
-	if err := s.settleTombstones(ctx, db, lock, out); err != nil {
+	tombstones, moving, err := db.Unsettled(ctx)
+	if err != nil {
 		return nil, err
 	}
-	if err := s.settleMoves(ctx, db, lock, out); err != nil {
-		return nil, err
+	if tombstones > 0 {
+		if err := s.settleTombstones(ctx, db, lock, out); err != nil {
+			return nil, err
+		}
+	}
+	if moving > 0 {
+		if err := s.settleMoves(ctx, db, lock, out); err != nil {
+			return nil, err
+		}
 	}
 	for _, name := range lock.names {
 		if err := s.settleState(ctx, db, name, out); err != nil {
@@ -195,6 +205,7 @@ func (s *Store) settleState(ctx context.Context, db *records.DB, name string, ou
 	if err != nil {
 		return err
 	}
+	out.records[name] = r
 	mended, err := s.ensureState(r)
 	if mended {
 		out.add(Finding{Kind: FoundState, ID: r.ID, Name: r.Name, Path: s.home.State(r.ID), Action: "wrote the state directory anew"})
