@@ -23,6 +23,9 @@ const ModuleDir = "/m"
 // initramfsKept is how long archives for agents other than the wanted one stay.
 const initramfsKept = 7 * 24 * time.Hour
 
+// leftoverKept is how long something unfinished may still be somebody's work.
+const leftoverKept = time.Hour
+
 // initramfs returns the path of the archive for this agent, writing it if it is
 // not there. The name has the hash of all that is in it.
 func (i Info) initramfs(h home.Dir, agent []byte) (string, error) {
@@ -97,13 +100,17 @@ func (i Info) entries(agent []byte) ([]entry, error) {
 	return append(list, entry{name: "m/order", mode: modeFile | 0o600, data: []byte(order.String())}), nil
 }
 
-// dropOld removes archives of other agents that nobody has used for a while. A
-// VMM reads the archive only while it starts.
+// dropOld removes archives of other agents that nobody has used for a while (a
+// VMM reads the archive only while it starts) and what killed writers left.
 func dropOld(h home.Dir, keep string) {
-	paths, _ := filepath.Glob(filepath.Join(h.Kernels(), "initramfs-*.cpio"))
-	for _, p := range paths {
-		if fi, err := os.Stat(p); err == nil && filepath.Base(p) != keep && time.Since(fi.ModTime()) > initramfsKept {
-			os.Remove(p)
+	for pattern, age := range map[string]time.Duration{
+		"initramfs-*.cpio": initramfsKept, ".initramfs-*": leftoverKept, ".adding-*": leftoverKept,
+	} {
+		paths, _ := filepath.Glob(filepath.Join(h.Kernels(), pattern))
+		for _, p := range paths {
+			if fi, err := os.Stat(p); err == nil && filepath.Base(p) != keep && time.Since(fi.ModTime()) > age {
+				os.RemoveAll(p)
+			}
 		}
 	}
 }
