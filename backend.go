@@ -79,6 +79,15 @@ func NewLocalBackend(homeDir string) (*LocalBackend, error) {
 	return b, nil
 }
 
+// SetReaper makes start be called when there is a large removed volume to
+// delete: it should start a process that outlives this one and runs `msb
+// reap-trash` on the home, and return. Without it a goroutine deletes the files,
+// and what it does not get done before the program ends is left for the next
+// call that changes volumes. Call it before the backend is used.
+func (b *LocalBackend) SetReaper(start func(home string) error) {
+	b.store.SetReaper(func(h home.Dir) error { return start(string(h)) })
+}
+
 // Close releases what the backend holds open. It is for programs that use many
 // homes; volumes and file access of the backend must not be used afterwards.
 func (b *LocalBackend) Close() error {
@@ -242,7 +251,11 @@ func DefaultBackendInfo() (BackendInfo, error) {
 	return chosen.selection, chosen.err
 }
 
-// defaultBackend returns the backend that the functions of this package use.
+// DefaultBackend returns the backend that the functions of this package use; see
+// [DefaultBackendInfo] for how it is chosen.
+func DefaultBackend() (Backend, error) { return defaultBackend() }
+
+// defaultBackend is DefaultBackend.
 func defaultBackend() (Backend, error) {
 	chosen.Lock()
 	defer chosen.Unlock()

@@ -14,6 +14,7 @@ import (
 var processes = map[string]func(args []string) int{
 	"confine-exec": confine.Main,
 	"fileserver":   fileserver.Main,
+	reapProcess:    reapMain,
 	"supervise":    func([]string) int { return supervisor.Main(agentbin.Bytes()) },
 
 	qemu.ProbeProcess: qemu.ProbeMain,
