@@ -10,9 +10,10 @@ import (
 // batchBound is the number of completions, and batchBytes the payload bytes,
 // after which completions are published although the batch goes on. Without
 // them a busy ring would never signal, and a reply would wait for all the
-// requests behind it.
+// requests behind it. A signal costs as much as several metadata requests: at
+// 16 getattr needs an eighth more processor time than at 32.
 const (
-	batchBound = 16
+	batchBound = 32
 	batchBytes = 128 << 10
 )
 
