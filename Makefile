@@ -31,7 +31,7 @@ check: ## gofmt, go vet, staticcheck, layering, doc links
 	cd tools && $(GO) build -o ../build/staticcheck honnef.co/go/tools/cmd/staticcheck
 	build/staticcheck ./...
 	GOARCH=arm64 $(GO) build ./...
-	$(GO) test -count=1 ./internal/archtest
+	$(GO) test -count=1 ./internal
 
 packages: ## Install what demo needs: QEMU, e2fsprogs, mmdebstrap (Debian, as root)
 	@scripts/packages.sh $(PACKAGES_RUN) $(PACKAGES_IMAGE)
