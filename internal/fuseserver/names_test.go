@@ -146,10 +146,10 @@ func TestHardLinks(t *testing.T) {
 	eachVirt(t, func(t *testing.T, virt string) {
 		s := virtShare(t, virt)
 		f, fh := s.mustCreate(rootID, "f", 0o640)
-		s.must(s.chown(f.NodeID, 5, 6))
+		s.mayChown(f.NodeID, 5, 6)
 		g, err := s.link(f.NodeID, rootID, "g")
 		s.must(err)
-		if g.NodeID != f.NodeID || g.Attr.Nlink != 2 || g.Attr.UID != 5 {
+		if g.NodeID != f.NodeID || g.Attr.Nlink != 2 || g.Attr.UID != s.mustAttr(f.NodeID).UID {
 			t.Errorf("link: %+v", g)
 		}
 		l, err := s.symlink(rootID, "l", "somewhere")
@@ -184,10 +184,10 @@ func TestUnlinkedFileLives(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.must(s.chmod(e.NodeID, 0o640))
-		s.must(s.chown(e.NodeID, 7, 8))
+		owned := s.mayChown(e.NodeID, 7, 8)
 		s.must(s.truncate(e.NodeID, 3))
 		s.must(s.setxattr(e.NodeID, "user.k", "v", 0))
-		if a := s.mustAttr(e.NodeID); a.Nlink != 0 || a.Size != 3 || a.UID != 7 || a.Mode&0o777 != 0o640 {
+		if a := s.mustAttr(e.NodeID); a.Nlink != 0 || a.Size != 3 || (a.UID == 7) != owned || a.Mode&0o777 != 0o640 {
 			t.Errorf("attributes: %+v", a)
 		}
 		again, err := s.open(e.NodeID, unix.O_RDONLY)

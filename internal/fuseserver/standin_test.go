@@ -67,7 +67,7 @@ func TestSymlinks(t *testing.T) {
 			}
 			_, err = s.setattr(l.NodeID, w.SetattrIn{Valid: w.FattrMtime, Mtime: 5, MtimeNsec: 6})
 			s.want(err, 0, "times of a link")
-			s.want(s.chown(l.NodeID, 1, 2), 0, "chown of a link")
+			s.mayChown(l.NodeID, 1, 2)
 			if a := s.mustAttr(l.NodeID); a.Mtime != 5 || a.MtimeNsec != 6 {
 				t.Errorf("times %d.%d", a.Mtime, a.MtimeNsec)
 			}
