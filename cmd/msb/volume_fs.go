@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -71,9 +70,27 @@ func newFsReadCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			_, err = r.WriteTo(cmd.OutOrStdout())
-			return errors.Join(err, r.Close())
+			if err := drain(cmd.Context(), r, cmd.OutOrStdout()); err != nil {
+				return err
+			}
+			return r.Close()
 		})
+}
+
+// drain copies r to w. Who reads w may have stopped reading, which cannot be
+// interrupted either: when ctx ends first the copying goroutine is left behind.
+func drain(ctx context.Context, r io.WriterTo, w io.Writer) error {
+	done := make(chan error, 1)
+	go func() {
+		_, err := r.WriteTo(w)
+		done <- err
+	}()
+	select {
+	case <-ctx.Done():
+		return fmt.Errorf("interrupted: %w", ctx.Err())
+	case err := <-done:
+		return err
+	}
 }
 
 func newFsWriteCmd() *cobra.Command {
