@@ -1,6 +1,7 @@
 package volumefs
 
 import (
+	"cmp"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -164,16 +165,18 @@ func TestContainment(t *testing.T) {
 	}
 }
 
-// raceTime is how long each resolver is attacked; longer in a soak.
-func raceTime(t testing.TB) time.Duration {
-	if s := os.Getenv("MSB_SOAK"); s != "" {
-		d, err := time.ParseDuration(s)
-		if err != nil {
-			t.Fatalf("MSB_SOAK: %v", err)
-		}
-		return d
+// raceAttempts is how many calls a resolver is attacked with: more than a
+// thousand of every operation with every path. In a soak MSB_SOAK says how long
+// it goes on.
+const raceAttempts = 200_000
+
+// soak returns how long a soak is to go on, 0 outside of one.
+func soak(t testing.TB) time.Duration {
+	d, err := time.ParseDuration(cmp.Or(os.Getenv("MSB_SOAK"), "0s"))
+	if err != nil {
+		t.Fatalf("MSB_SOAK: %v", err)
 	}
-	return 3 * time.Second
+	return d
 }
 
 // racePaths go through "swap", which is a directory at one instant and a link
@@ -190,7 +193,7 @@ func TestSwapRace(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			v := newVolumeIn(t, memoryDir(t), o)
 			stop := v.swapper()
-			attempts, refused := v.attack(raceTime(t), func(op operation, p string) error { return op.do(v, p) })
+			attempts, refused := v.attack(raceAttempts, soak(t), func(op operation, p string) error { return op.do(v, p) })
 			swaps := stop()
 			t.Logf("%d attempts, %d refused as escapes, %d swaps", attempts, refused, swaps)
 			if refused == 0 || swaps == 0 {
@@ -200,10 +203,11 @@ func TestSwapRace(t *testing.T) {
 	}
 }
 
-// attack calls every operation with every path in rotation, restoring what they
-// remove, and returns how many calls there were and how many were refused.
-func (v *volume) attack(d time.Duration, call func(op operation, path string) error) (attempts, refused int) {
-	for end := time.Now().Add(d); time.Now().Before(end); {
+// attack calls every operation with every path in rotation, at least so often
+// and so long, restoring what they remove, and returns how many calls there were
+// and how many were refused.
+func (v *volume) attack(least int, d time.Duration, call func(op operation, path string) error) (attempts, refused int) {
+	for end := time.Now().Add(d); attempts < least || time.Now().Before(end); {
 		for _, op := range operations {
 			for _, p := range racePaths {
 				err := call(op, p)
