@@ -170,6 +170,13 @@ func TestContainment(t *testing.T) {
 // it goes on.
 const raceAttempts = 200_000
 
+func attemptsOf(t testing.TB) int {
+	if testing.Short() {
+		return raceAttempts / 10
+	}
+	return raceAttempts
+}
+
 // soak returns how long a soak is to go on, 0 outside of one.
 func soak(t testing.TB) time.Duration {
 	d, err := time.ParseDuration(cmp.Or(os.Getenv("MSB_SOAK"), "0s"))
@@ -193,7 +200,7 @@ func TestSwapRace(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			v := newVolumeIn(t, memoryDir(t), o)
 			stop := v.swapper()
-			attempts, refused := v.attack(raceAttempts, soak(t), func(op operation, p string) error { return op.do(v, p) })
+			attempts, refused := v.attack(attemptsOf(t), soak(t), func(op operation, p string) error { return op.do(v, p) })
 			swaps := stop()
 			t.Logf("%d attempts, %d refused as escapes, %d swaps", attempts, refused, swaps)
 			if refused == 0 || swaps == 0 {
