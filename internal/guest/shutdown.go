@@ -40,8 +40,13 @@ func (a *agent) endPrograms(grace time.Duration) {
 	if a.procs.waitGone(grace) {
 		return
 	}
-	_ = unix.Kill(-1, unix.SIGKILL)
-	a.procs.waitGone(killWait)
+	// Again and again: one that was being forked may have been missed.
+	for deadline := time.Now().Add(killWait); time.Now().Before(deadline); {
+		_ = unix.Kill(-1, unix.SIGKILL)
+		if a.procs.waitGone(50 * time.Millisecond) {
+			return
+		}
+	}
 }
 
 // waitGone waits until no process is left; false when d has passed.

@@ -147,7 +147,7 @@ func (b *builder) disk(i int, d vmm.Disk) {
 // kernelLine is the guest kernel's command line. Without tsc_early_khz a microvm
 // under TCG hangs at TSC calibration: it has neither PIT nor HPET.
 func kernelLine(c *vmm.Config, accel vmm.Accel, tscKHz int) string {
-	words := []string{"console=ttyS0", "quiet", "reboot=t", "panic=-1", "rcupdate.rcu_expedited=1"}
+	words := []string{"console=ttyS0", "quiet", "reboot=t", "panic=-1", "pci=off", "rcupdate.rcu_expedited=1"}
 	if accel == vmm.AccelTCG && tscKHz > 0 {
 		words = append(words, "tsc_early_khz="+strconv.Itoa(tscKHz))
 	}
