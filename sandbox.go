@@ -246,6 +246,9 @@ func (s *Sandbox) WaitUntilStopped(ctx context.Context) (*SandboxStopResult, err
 	res := &SandboxStopResult{Name: s.Name(), Status: SandboxStatusStopped, ObservedAt: time.Now().UTC()}
 	i, err := s.st.Get(ctx, s.Name())
 	if errdefs.Is(err, errdefs.SandboxNotFound) { // it was ephemeral
+		if cause, ok := s.run.Ended(ctx); ok && cause != "" {
+			res.Status, res.Source = SandboxStatusCrashed, &cause
+		}
 		return res, nil
 	}
 	if err != nil {

@@ -126,10 +126,27 @@ func runIn(cmd *cobra.Command, sb *microsandbox.Sandbox, command []string, opts 
 	if err == nil {
 		err = stream(ctx, cmd, h)
 	}
+	if microsandbox.IsKind(err, microsandbox.ErrSandboxNotRunning) && ctx.Err() == nil {
+		err = crashed(sb, err)
+	}
 	if derr := done(sb); err == nil {
 		err = derr
 	}
 	return err
+}
+
+// crashWait is how long a sandbox whose agent has gone may take to end.
+const crashWait = 5 * time.Second
+
+// crashed adds why the sandbox ended to the error of an operation it cut off.
+func crashed(sb *microsandbox.Sandbox, err error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), crashWait)
+	defer cancel()
+	res, werr := sb.WaitUntilStopped(ctx)
+	if werr != nil || res.Source == nil {
+		return err
+	}
+	return &microsandbox.Error{Kind: microsandbox.ErrSandboxNotRunning, Message: fmt.Sprintf("sandbox %q crashed: %s", sb.Name(), *res.Source)}
 }
 
 func randomName() string {

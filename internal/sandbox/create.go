@@ -110,6 +110,7 @@ func (l *launch) reserve(ctx context.Context) error {
 		return db.InsertSandbox(ctx, rec)
 	})
 	if err != nil {
+		st.dropEmpty(name)
 		return err
 	}
 	l.undo = append(l.undo, func(ctx context.Context) { st.forget(ctx, l.cfg.ID, name) })
@@ -117,6 +118,15 @@ func (l *launch) reserve(ctx context.Context) error {
 		return errdefs.Wrap(errdefs.IO, err, "directory of sandbox %q", name)
 	}
 	return pointRecorded.Hit()
+}
+
+// dropEmpty removes the directory of a sandbox that has nothing in it but its
+// lock, which the caller holds.
+func (st *Store) dropEmpty(name string) {
+	dir := st.h.Sandbox(name)
+	if entries, err := os.ReadDir(dir); err == nil && len(entries) == 1 && entries[0].Name() == "lock" {
+		os.RemoveAll(dir)
+	}
 }
 
 func exists(name string) error {

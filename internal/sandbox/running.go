@@ -28,7 +28,21 @@ type Running struct {
 func (r *Running) Config() supervisor.Config { return r.cfg }
 
 // Owned reports whether the sandbox ends with this process.
-func (r *Running) Owned() bool { return r.handle != nil }
+func (r *Running) Owned() bool { return r.handle != nil && r.handle.Held() }
+
+// Ended waits for the end of a sandbox that was started here and returns why it
+// crashed, "" for a clean stop. ok is false for one that was found by name.
+func (r *Running) Ended(ctx context.Context) (cause string, ok bool) {
+	if r.handle == nil {
+		return "", false
+	}
+	select {
+	case <-r.handle.Exited():
+		return r.handle.Cause(), true
+	case <-ctx.Done():
+		return "", false
+	}
+}
 
 // Dial connects to the guest's agent.
 func (r *Running) Dial(ctx context.Context) (*agentclient.Conn, error) {
@@ -45,9 +59,7 @@ func (r *Running) Detach() error {
 	if r.handle == nil {
 		return nil
 	}
-	err := r.handle.Detach()
-	r.handle = nil
-	return err
+	return r.handle.Detach()
 }
 
 // Release ends the sandbox if it is attached to this process, without waiting.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -14,9 +15,6 @@ import (
 	"github.com/microsandbox-go/microsandbox/internal/supervisor"
 	"github.com/microsandbox-go/microsandbox/internal/volstore"
 )
-
-// supervisorGone is the cause of a crash that nobody lived to record.
-const supervisorGone = "supervisor gone"
 
 // Info is a sandbox as a reader sees it: its record, and the status its lock says.
 type Info struct {
@@ -83,7 +81,7 @@ func (st *Store) info(rec *records.Sandbox) (*Info, error) {
 		return nil, errdefs.Wrap(errdefs.IO, err, "lock of sandbox %q", rec.Name)
 	}
 	if !held {
-		i.Status, i.Cause = supervisor.StatusCrashed, supervisorGone
+		i.Status, i.Cause = supervisor.StatusCrashed, supervisor.SupervisorGone
 	} else if rec.Status == supervisor.StatusCreating {
 		i.Status = supervisor.StatusStarting
 	}
@@ -108,7 +106,7 @@ func isDeadEphemeral(rec *records.Sandbox) bool {
 
 // Settle stores what dead supervisors and creators could not: records that claim
 // a living sandbox whose lock is free become crashed, half-made and ephemeral
-// ones go. Every mutating command calls it; a failure is the caller's to ignore.
+// ones go, and so do directories without a record. Every mutating command calls it; a failure is the caller's to ignore.
 func (st *Store) Settle(ctx context.Context) error {
 	return st.withDB(ctx, func(db *records.DB) error {
 		recs, _, err := db.ListSandboxes(ctx, records.SandboxFilter{})
@@ -121,6 +119,7 @@ func (st *Store) Settle(ctx context.Context) error {
 				errs = append(errs, st.settle(ctx, db, rec))
 			}
 		}
+		errs = append(errs, st.sweep(ctx, db))
 		return errors.Join(errs...)
 	})
 }
@@ -148,7 +147,7 @@ func (st *Store) settle(ctx context.Context, db *records.DB, rec *records.Sandbo
 		return os.RemoveAll(st.h.Sandbox(rec.Name))
 	}
 	os.RemoveAll(st.h.Run(rec.ID))
-	return db.UpdateSandbox(ctx, rec.ID, supervisor.StatusCrashed, supervisorGone, nil)
+	return db.UpdateSandbox(ctx, rec.ID, supervisor.StatusCrashed, supervisor.SupervisorGone, nil)
 }
 
 // discard deletes the record of a sandbox that was never completed, or was
@@ -169,12 +168,42 @@ func (st *Store) discard(ctx context.Context, db *records.DB, rec *records.Sandb
 	return db.DeleteSandbox(ctx, rec.ID)
 }
 
-// lock takes a sandbox's lock, making its directory if need be.
+// lock takes a sandbox's lock, making its directory if need be. The directory
+// may be removed meanwhile by who held the lock before.
 func (st *Store) lock(name string) (*os.File, error) {
-	if err := os.MkdirAll(st.h.Sandbox(name), 0o700); err != nil {
-		return nil, errdefs.Wrap(errdefs.IO, err, "directory of sandbox %q", name)
+	for {
+		if err := os.MkdirAll(st.h.Sandbox(name), 0o700); err != nil {
+			return nil, errdefs.Wrap(errdefs.IO, err, "directory of sandbox %q", name)
+		}
+		f, err := supervisor.Lock(st.h, name)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return f, err
+		}
 	}
-	return supervisor.Lock(st.h, name)
+}
+
+// sweep removes the directories of sandboxes that have no record: what is left
+// when a process dies between making or removing the one and the other.
+func (st *Store) sweep(ctx context.Context, db *records.DB) error {
+	entries, err := os.ReadDir(st.h.Sandboxes())
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		if _, err := db.SandboxByName(ctx, e.Name()); !errdefs.Is(err, errdefs.SandboxNotFound) {
+			continue
+		}
+		lock, err := supervisor.Lock(st.h, e.Name())
+		if err != nil {
+			continue // it is being made, or has just gone
+		}
+		if _, err := db.SandboxByName(ctx, e.Name()); errdefs.Is(err, errdefs.SandboxNotFound) {
+			errs = append(errs, os.RemoveAll(st.h.Sandbox(e.Name())))
+		}
+		lock.Close()
+	}
+	return errors.Join(errs...)
 }
 
 // freshDir empties a sandbox's directory but for its lock, which the caller

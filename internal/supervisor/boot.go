@@ -49,40 +49,41 @@ func bootMessage(c *Config, mounts []agentproto.Mount) agentproto.Boot {
 }
 
 // handshake waits for the agent's hello, sends the boot message and waits for
-// its answer. It returns the body of the ready frame, which clients get too.
-func handshake(link io.ReadWriter, in *agentproto.Reader, boot agentproto.Boot) (ready []byte, err error) {
+// its answer. It returns the body of the ready frame, which clients get too, and
+// whether the agent was heard at all.
+func handshake(link io.ReadWriter, in *agentproto.Reader, boot agentproto.Boot) (ready []byte, heard bool, err error) {
 	var hello agentproto.Hello
 	if err := expect(in, agentproto.MsgHello, &hello); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if hello.Version != version.Version {
-		return nil, fmt.Errorf("guest agent is version %q, msb is %q", hello.Version, version.Version)
+		return nil, true, fmt.Errorf("guest agent is version %q, msb is %q", hello.Version, version.Version)
 	}
 	body, err := agentproto.Encode(agentproto.MsgBoot, boot)
 	if err != nil {
-		return nil, err
+		return nil, true, err
 	}
 	if err := agentproto.NewWriter(link, agentproto.MaxFrame).WriteFrame(agentproto.Frame{Body: body}); err != nil {
-		return nil, err
+		return nil, true, err
 	}
 	for {
 		f, err := in.ReadFrame()
 		if err != nil {
-			return nil, fmt.Errorf("guest ended while it was setting up: %w", err)
+			return nil, true, fmt.Errorf("guest ended while it was setting up: %w", err)
 		}
 		msgType, _, payload, err := agentproto.Decode(f.Body)
 		if err != nil {
-			return nil, err
+			return nil, true, err
 		}
 		switch msgType {
 		case agentproto.MsgReady:
-			return f.Body, nil
+			return f.Body, true, nil
 		case agentproto.MsgBootFailed:
 			var b agentproto.BootFailed
 			if err := agentproto.Unmarshal(payload, &b); err != nil {
-				return nil, err
+				return nil, true, err
 			}
-			return nil, errdefs.New(errdefs.InvalidConfig, "guest could not set up %s: %s", b.Step, b.Message)
+			return nil, true, errdefs.New(errdefs.InvalidConfig, "guest could not set up %s: %s", b.Step, b.Message)
 		}
 	}
 }
@@ -134,6 +135,9 @@ func (s *supervisor) bootError(ctx context.Context, err error) error {
 	var typed *errdefs.Error
 	if errors.As(err, &typed) {
 		return err
+	}
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return errdefs.Wrap(errdefs.Cancelled, ctx.Err(), "boot of sandbox %q", s.cfg.Name)
 	}
 	what := err.Error()
 	select {

@@ -34,13 +34,11 @@ type outFrame struct {
 	data    bool
 }
 
-// serve accepts clients until the listener or the relay ends.
+// serve accepts clients until the listener ends.
 func (r *relay) serve(l net.Listener) {
-	var wg sync.WaitGroup
-	defer wg.Wait()
 	for {
-		conn, err := l.Accept()
-		if err != nil {
+		conn, ok := accept(l)
+		if !ok {
 			return
 		}
 		c, err := r.admit(conn)
@@ -48,8 +46,7 @@ func (r *relay) serve(l net.Listener) {
 			conn.Close()
 			continue
 		}
-		wg.Add(1)
-		go func() { defer wg.Done(); c.run() }()
+		go func() { defer r.clientsDone.Done(); c.run() }()
 	}
 }
 
@@ -66,6 +63,7 @@ func (r *relay) admit(conn net.Conn) (*client, error) {
 	c := &client{relay: r, conn: conn, first: r.freeRange()}
 	c.more = sync.NewCond(&c.mu)
 	r.clients[c] = struct{}{}
+	r.clientsDone.Add(1) // before closed is set, so that wait sees it
 	return c, nil
 }
 
@@ -152,6 +150,9 @@ func (c *client) toAgent(f agentproto.Frame) error {
 		}
 		return c.input(f.ID, msgType, data)
 	case agentproto.MsgSignal, agentproto.MsgResize, agentproto.MsgPing:
+		if !fitsLink(f.Body) { // the link would end for everybody
+			return c.refuse(f.ID, "invalid_payload", fmt.Sprintf("message of %d bytes is larger than %d", len(f.Body), agentproto.MaxLinkFrame))
+		}
 		return c.relay.send(agentproto.Frame{ID: f.ID, Flags: f.Flags & agentproto.FlagSessionStart, Body: f.Body})
 	}
 	return c.refuse(f.ID, "unsupported_message_type", "message type "+msgType+" is not served here")
@@ -160,7 +161,7 @@ func (c *client) toAgent(f agentproto.Frame) error {
 // open starts a session. A second request on a live id, too many sessions and a
 // request that does not fit the link are refused.
 func (c *client) open(f agentproto.Frame, msgType string) error {
-	if len(f.Body)+agentproto.FrameHeaderLen > agentproto.MaxLinkFrame {
+	if !fitsLink(f.Body) {
 		return c.refuse(f.ID, "invalid_payload", fmt.Sprintf("request of %d bytes is larger than %d", len(f.Body), agentproto.MaxLinkFrame))
 	}
 	r := c.relay
@@ -177,6 +178,11 @@ func (c *client) open(f agentproto.Frame, msgType string) error {
 	c.live++
 	r.mu.Unlock()
 	return r.send(agentproto.Frame{ID: f.ID, Flags: agentproto.FlagSessionStart, Body: f.Body})
+}
+
+// fitsLink reports whether a frame with this body may go to the agent.
+func fitsLink(body []byte) bool {
+	return len(body)+agentproto.FrameHeaderLen <= agentproto.MaxLinkFrame
 }
 
 // input queues data for the guest and waits while the client has too much of it.
@@ -223,7 +229,7 @@ func (c *client) enqueue(f outFrame) {
 		c.conn.Close()
 	} else {
 		c.queue = append(c.queue, f)
-		c.bytes += len(f.frame.Body)
+		c.bytes += len(f.frame.Body) + frameCost
 	}
 	c.more.Signal()
 }

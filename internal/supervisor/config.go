@@ -49,12 +49,14 @@ type request struct {
 }
 
 // status is one line of the supervisor's status descriptor. The first line
-// carries Version, the last one Ready or Failure.
+// carries Version, the last one of a boot Ready or Failure; Ended comes when a
+// sandbox that was ready has ended.
 type status struct {
 	Version string   `json:"version,omitempty"`
 	Step    string   `json:"step,omitempty"`
 	Ready   bool     `json:"ready,omitempty"`
 	Failure *failure `json:"failure,omitempty"`
+	Ended   *string  `json:"ended,omitempty"` // why it crashed, "" for a clean stop
 }
 
 // failure carries a typed error between processes.

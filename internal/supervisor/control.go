@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -18,20 +19,23 @@ import (
 // maxControlLine bounds a request on control.sock in bytes.
 const maxControlLine = 4096
 
+// controlTime bounds one exchange on control.sock.
+const controlTime = 10 * time.Second
+
 // serveControl answers control.sock until the listener ends.
 func (s *supervisor) serveControl(l net.Listener) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for {
-		conn, err := l.Accept()
-		if err != nil {
+		conn, ok := accept(l)
+		if !ok {
 			return
 		}
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
 			defer conn.Close()
-			_ = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+			_ = conn.SetDeadline(time.Now().Add(controlTime))
 			line, err := bufio.NewReader(io.LimitReader(conn, maxControlLine)).ReadBytes('\n')
 			if err != nil {
 				return
@@ -41,6 +45,24 @@ func (s *supervisor) serveControl(l net.Listener) {
 				_, _ = conn.Write(append(b, '\n'))
 			}
 		}()
+	}
+}
+
+// acceptPause is how long a listener rests when the process or the host has no
+// descriptors left: the sandbox must not become unreachable for good.
+const acceptPause = 50 * time.Millisecond
+
+// accept waits for a connection; false when the listener has ended.
+func accept(l net.Listener) (net.Conn, bool) {
+	for {
+		conn, err := l.Accept()
+		switch {
+		case err == nil:
+			return conn, true
+		case errors.Is(err, net.ErrClosed):
+			return nil, false
+		}
+		time.Sleep(acceptPause)
 	}
 }
 
@@ -64,15 +86,21 @@ func (s *supervisor) control(line []byte) controlReply {
 	return controlReply{Failure: newFailure(errdefs.New(errdefs.InvalidArgument, "unknown control request %q", req.Op))}
 }
 
-// requestStop passes the request to the main loop; who asks learns of the end
-// when the sandbox's lock is free, not from the reply.
+// requestStop passes the first request to the main loop; who asks learns of the
+// end when the sandbox's lock is free, not from the reply. A later request can
+// only make the end come sooner.
 func (s *supervisor) requestStop(r stopRequest) controlReply {
-	select {
-	case s.stop <- r:
-	default: // one is under way
-		if r.grace == 0 {
-			s.machine.Kill()
-		}
+	s.mu.Lock()
+	first := !s.stopping
+	s.stopping = true
+	s.mu.Unlock()
+	switch {
+	case first:
+		s.stop <- r // has room: nobody else sends
+	case r.grace <= 0:
+		s.machine.Kill()
+	default:
+		time.AfterFunc(r.grace, s.machine.Kill)
 	}
 	return controlReply{OK: true}
 }

@@ -6,10 +6,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/microsandbox-go/microsandbox/internal/confine"
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	"github.com/microsandbox-go/microsandbox/internal/vmm"
-	"github.com/microsandbox-go/microsandbox/internal/vmm/qemu"
 )
 
 // machineConfig opens the root disks and logs and describes the machine. The
@@ -72,15 +70,4 @@ func (s *supervisor) openLog(name string) (*os.File, error) {
 		flags |= os.O_TRUNC
 	}
 	return os.OpenFile(s.logPath(name), flags, 0o600)
-}
-
-// newMachine prepares a confined QEMU. The uid it may run under stays taken
-// until the machine has ended.
-func newMachine(s *supervisor, cfg vmm.Config) (vmm.Machine, error) {
-	jail, err := confine.NewVMM(s.msb)
-	if err != nil {
-		return nil, err
-	}
-	s.undo = append(s.undo, func() { jail.Close() })
-	return qemu.New(cfg, qemu.Options{Launch: jail.Launch, Spawn: s.spawn.start, Runtime: s.h.Kernels()})
 }

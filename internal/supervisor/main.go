@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -29,6 +31,9 @@ const (
 	StatusCrashed  = "crashed"
 )
 
+// SupervisorGone is the cause of a crash that no supervisor lived to record.
+const SupervisorGone = "supervisor gone"
+
 // Main is the entry of `msb supervise`; agent is the guest agent built into msb.
 // Its descriptors are fdRequest and following; it is started by Launch only.
 func Main(agent []byte) int {
@@ -49,7 +54,7 @@ func Main(agent []byte) int {
 		_ = out.Encode(status{Failure: newFailure(err)})
 		return 1
 	}
-	return s.main(attached, out, statusFile)
+	return s.main(attached, out)
 }
 
 // receive reads the request of the creator.
@@ -78,7 +83,7 @@ func receive(agent []byte) (*supervisor, bool, error) {
 }
 
 // main runs the sandbox to its end and records how it ended.
-func (s *supervisor) main(attached bool, out *json.Encoder, statusFile *os.File) int {
+func (s *supervisor) main(attached bool, out *json.Encoder) int {
 	lifeline := s.watchLifeline(attached)
 	log, err := openOutputLog(s.logPath(""))
 	if err != nil {
@@ -88,8 +93,12 @@ func (s *supervisor) main(attached bool, out *json.Encoder, statusFile *os.File)
 	s.log = log
 	defer log.close()
 	ctx, cancel := context.WithCancel(context.Background())
+	signalled := watchSignals()
 	go func() { // a creator that dies during the boot ends it
-		<-lifeline
+		select {
+		case <-lifeline:
+		case <-signalled:
+		}
 		cancel()
 	}()
 	if err := s.startAny(ctx, func(step string) { _ = out.Encode(status{Step: step}) }); err != nil {
@@ -98,15 +107,26 @@ func (s *supervisor) main(attached bool, out *json.Encoder, statusFile *os.File)
 	}
 	s.setState(StatusRunning)
 	s.record(StatusRunning, "")
-	if out.Encode(status{Ready: true}) != nil && attached {
-		cancel()
-	}
-	statusFile.Close()
+	_ = out.Encode(status{Ready: true}) // a creator that has gone is the lifeline's matter
 
-	crash := s.wait(lifeline)
+	crash := s.wait(lifeline, signalled)
 	s.tearDown()
 	s.finish(crash)
+	_ = out.Encode(status{Ended: &crash})
 	return 0
+}
+
+// watchSignals returns a channel that closes when somebody asks this process to
+// end. Further signals change nothing: the end is under way.
+func watchSignals() <-chan struct{} {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	asked := make(chan struct{})
+	go func() {
+		<-signals
+		close(asked)
+	}()
+	return asked
 }
 
 // finish records the end; an ephemeral sandbox leaves nothing.

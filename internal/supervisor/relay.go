@@ -18,7 +18,10 @@ const (
 	maxClientBytes    = 16 << 20 // bytes queued per client and direction
 	idsPerClient      = 1 << 12
 	maxControlQueue   = 1024
-	partingTime       = time.Second // for clients to take what is queued when the guest is gone
+	frameCost         = 128 // bytes that a queued frame costs beside its body
+	// partingTime is for clients to take what is queued when the guest is gone.
+	// It is part of the two seconds in which a dead sandbox frees its locks.
+	partingTime = 300 * time.Millisecond
 )
 
 // relay multiplexes the agent link over the clients of agent.sock. Each client
@@ -46,6 +49,8 @@ type relay struct {
 	goodbye chan struct{} // closed when the agent has said goodbye
 	done    chan struct{} // closed when the link is gone
 	wg      sync.WaitGroup
+
+	clientsDone sync.WaitGroup // clients still being served; Add needs mu and !closed
 }
 
 func newRelay(link io.ReadWriteCloser, log *outputLog) *relay {
@@ -265,11 +270,28 @@ func (r *relay) written(s *session, n int) {
 	_ = r.push(agentproto.Frame{ID: s.id, Body: b})
 }
 
-// stopGuest asks the agent to end programs, unmount and power off.
+// endedBy says what ended the link, once done is closed.
+func (r *relay) endedBy() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.err
+}
+
+// wait returns when the link has ended and every client has got what was queued
+// for it, or did not take it in time.
+func (r *relay) wait() {
+	<-r.done
+	r.clientsDone.Wait()
+}
+
+// stopGuest asks the agent to end programs, unmount and power off. It does not
+// wait: the link may be full, and a stopped VMM never takes anything.
 func (r *relay) stopGuest() error {
 	b, err := agentproto.Encode(agentproto.MsgShutdown, struct{}{})
 	if err != nil {
 		return err
 	}
-	return r.send(agentproto.Frame{Flags: agentproto.FlagShutdown, Body: b})
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.push(agentproto.Frame{Flags: agentproto.FlagShutdown, Body: b})
 }

@@ -6,14 +6,13 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/microsandbox-go/microsandbox/internal/agentproto"
+	"github.com/microsandbox-go/microsandbox/internal/confine"
 	"github.com/microsandbox-go/microsandbox/internal/failpoint"
 	"github.com/microsandbox-go/microsandbox/internal/fileserver"
 	"github.com/microsandbox-go/microsandbox/internal/home"
@@ -45,7 +44,7 @@ const (
 	kvmBootTimeout     = 20 * time.Second
 	lifelineGrace      = time.Second     // a creator that died leaves at most 2 s until every lock is free
 	fileServerGrace    = time.Second     // to end by itself once the VMM has gone
-	goodbyeGrace       = 2 * time.Second // from the agent's goodbye to the VMM's exit
+	goodbyeGrace       = 2 * time.Second // from the agent's goodbye to the VMM's exit: file systems are unmounted by then
 )
 
 var (
@@ -72,6 +71,7 @@ type supervisor struct {
 	machine  vmm.Machine
 	link     *os.File
 	relay    *relay
+	heard    bool // the guest's agent has spoken
 	runDir   string
 	undo     []func() // in reverse order at the end
 	began    time.Time
@@ -82,6 +82,7 @@ type supervisor struct {
 	mu       sync.Mutex
 	attached bool   // guarded by mu
 	state    string // guarded by mu
+	stopping bool   // guarded by mu: a stop was asked for
 }
 
 // stopRequest asks for the end of the sandbox; the first one counts.
@@ -104,21 +105,21 @@ func (s *supervisor) bootTimeout() time.Duration {
 	return defaultBootTimeout
 }
 
-// startAny starts the sandbox. A KVM that passed the probe and still could not
-// boot the guest is remembered as broken for this boot of the host, and TCG is
-// tried once. After an error nothing is left running.
+// startAny starts the sandbox. When KVM passed the probe and the guest's agent
+// was still never heard of, TCG is tried once; if that boots the same guest, KVM
+// is remembered as broken for this boot of the host. After an error nothing is
+// left running.
 func (s *supervisor) startAny(ctx context.Context, report func(step string)) error {
 	err := s.start(ctx, report)
 	if err == nil {
 		return nil
 	}
-	broken := s.machine != nil && s.machine.Accel() == vmm.AccelKVM && s.cfg.Accel != string(vmm.AccelKVM) && ctx.Err() == nil
+	suspect := s.machine != nil && s.machine.Accel() == vmm.AccelKVM && s.cfg.Accel != string(vmm.AccelKVM) && !s.heard && ctx.Err() == nil
 	s.tearDown()
-	if !broken {
+	if !suspect {
 		return err
 	}
 	s.log.system("KVM could not boot the guest, trying TCG: " + err.Error())
-	qemu.RememberBroken(s.h.Kernels(), "a guest did not boot: "+firstLine(err.Error()))
 	s.vmShares, s.files, s.machine, s.relay = nil, nil, nil, nil
 	s.cfg.Accel = string(vmm.AccelTCG)
 	report("retry with TCG")
@@ -126,6 +127,7 @@ func (s *supervisor) startAny(ctx context.Context, report func(step string)) err
 		s.tearDown()
 		return err
 	}
+	qemu.RememberBroken(s.h.Kernels(), "a guest did not boot: "+firstLine(err.Error()))
 	return nil
 }
 
@@ -205,6 +207,7 @@ func (s *supervisor) startFileServer(ctx context.Context) error {
 		return err
 	}
 	s.files = p
+	s.logFindings("file server", p.Findings())
 	s.undo = append(s.undo, func() {
 		p.Kill()
 		<-p.Done()
@@ -222,19 +225,33 @@ func (s *supervisor) startMachine(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	m, err := newMachine(s, cfg)
+	jail, err := confine.NewVMM(s.msb)
 	if err != nil {
 		return err
 	}
-	s.machine = m
-	if err := m.Start(ctx); err != nil {
+	s.undo = append(s.undo, jail.Close) // the uid it may have taken is QEMU's until its end
+	m, err := qemu.New(cfg, qemu.Options{Launch: jail.Launch, Spawn: s.spawn.start, Runtime: s.h.Kernels()})
+	if err != nil {
 		return err
 	}
-	s.undo = append(s.undo, func() {
-		m.Kill()
-		<-m.Done()
-	})
-	return nil
+	s.machine = m // tearDown ends it
+	startErr := m.Start(ctx)
+	if m.PID() == 0 {
+		return startErr
+	}
+	findings, err := jail.Outcome()
+	s.logFindings("QEMU", findings)
+	if startErr != nil && err != nil && ctx.Err() == nil {
+		return err // it never became QEMU
+	}
+	return startErr
+}
+
+// logFindings tells which measures of confinement could not be applied.
+func (s *supervisor) logFindings(who string, findings []confine.Finding) {
+	for _, f := range findings {
+		s.log.system(who + " is confined less than it could be: " + f.String())
+	}
 }
 
 // bootGuest waits for the agent. The link is closed when the deadline passes or
@@ -256,7 +273,8 @@ func (s *supervisor) bootGuest(ctx context.Context) error {
 		s.link.Close()
 	}()
 	in := agentproto.NewReader(s.link, agentproto.MaxLinkFrame)
-	ready, err := handshake(s.link, in, bootMessage(&s.cfg, s.plan.Guest))
+	ready, heard, err := handshake(s.link, in, bootMessage(&s.cfg, s.plan.Guest))
+	s.heard = heard
 	close(answered)
 	<-watcher
 	if err != nil {
@@ -297,69 +315,12 @@ func (s *supervisor) filesDone() <-chan struct{} {
 	return s.files.Done()
 }
 
-// wait returns why the sandbox ended: "" for a clean stop.
-func (s *supervisor) wait(lifeline <-chan struct{}) (crash string) {
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
-	defer signal.Stop(signals)
-	select {
-	case r := <-s.stop:
-		s.stopGuest(r)
-	case <-lifeline:
-		s.stopGuest(stopRequest{why: "creator gone", grace: lifelineGrace})
-	case <-signals:
-		s.stopGuest(stopRequest{why: "signal", grace: lifelineGrace})
-	case <-s.filesDone():
-		return "file server gone" + suffix(s.files.Err())
-	case <-s.machine.Done():
-		return s.machineEnd()
-	case <-s.relay.done:
-		return s.linkEnd()
-	}
-	return ""
-}
-
-// linkEnd decides between a guest that powers itself off, one that panics and
-// an agent that broke the protocol: the machine ends by itself in the first two.
-func (s *supervisor) linkEnd() string {
-	select {
-	case <-s.machine.Done():
-		return s.machineEnd()
-	case <-time.After(goodbyeGrace):
-		return "agent gone" + suffix(s.relay.err)
-	}
-}
-
-// machineEnd names the end of a machine nobody asked to stop.
-func (s *supervisor) machineEnd() string {
-	e := s.machine.Exit()
-	if e.Reason == "guest-shutdown" && s.saidGoodbye() {
-		return ""
-	}
-	switch {
-	case e.Reason == "guest-reset" || e.Reason == "guest-panic":
-		return "guest kernel panic or agent gone"
-	case e.Reason == "guest-shutdown":
-		return "guest powered off without goodbye"
-	case e.Detail != "":
-		return "vmm gone: " + e.Detail
-	}
-	return "vmm gone: " + e.Status
-}
-
-func (s *supervisor) saidGoodbye() bool {
-	select {
-	case <-s.relay.goodbye:
-		return true
-	default:
-		return false
-	}
-}
-
 // stopGuest asks the guest to power off and waits for it within the grace; a
 // guest that does not is ended by the caller.
 func (s *supervisor) stopGuest(r stopRequest) {
-	s.setState("draining")
+	s.mu.Lock()
+	s.state, s.stopping = StatusDraining, true
+	s.mu.Unlock()
 	s.log.system("stopping: " + r.why)
 	s.machine.Stopping()
 	if r.grace <= 0 {
@@ -394,7 +355,7 @@ func (s *supervisor) tearDown() {
 	s.undo = nil
 	if s.relay != nil {
 		s.relay.close(nil)
-		<-s.relay.done
+		s.relay.wait()
 	}
 }
 

@@ -1,0 +1,105 @@
+package supervisor
+
+import (
+	"errors"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// wait returns why the sandbox ended: "" for a clean stop.
+func (s *supervisor) wait(lifeline, signalled <-chan struct{}) (crash string) {
+	select {
+	case r := <-s.stop:
+		s.stopGuest(r)
+	case <-lifeline:
+		s.stopGuest(stopRequest{why: "creator gone", grace: lifelineGrace})
+	case <-signalled:
+		s.stopGuest(stopRequest{why: "signal", grace: lifelineGrace})
+	case <-s.filesDone():
+		return s.crashCause()
+	case <-s.machine.Done():
+		return s.crashCause()
+	case <-s.relay.done:
+		return s.crashCause()
+	}
+	return ""
+}
+
+// crashCause names what ended first. The end of one of them soon ends others: a
+// file server ends with its VMM, the link ends with either; so a machine that is
+// found dead within the grace was the first, unless a signal killed the file
+// server, which no VMM does.
+func (s *supervisor) crashCause() string {
+	if killedBySignal(s.filesErr()) {
+		return "file server gone" + suffix(s.filesErr())
+	}
+	grace := lifelineGrace
+	if s.saidGoodbye() {
+		grace = goodbyeGrace
+	}
+	select {
+	case <-s.machine.Done():
+		return s.machineEnd()
+	case <-time.After(grace):
+	}
+	select {
+	case <-s.filesDone():
+		return "file server gone" + suffix(s.filesErr())
+	default:
+	}
+	if s.saidGoodbye() {
+		return "guest did not power off after its agent's goodbye"
+	}
+	return "guest agent gone" + suffix(s.relay.endedBy())
+}
+
+// machineEnd names the end of a machine nobody asked to stop. The text of the
+// guest's console in it is untrusted.
+func (s *supervisor) machineEnd() string {
+	e := s.machine.Exit()
+	detail := printableText([]byte(firstLine(e.Detail)))
+	switch {
+	case e.Reason == "guest-shutdown" && s.saidGoodbye():
+		return ""
+	case e.Reason == "guest-shutdown":
+		return "guest powered off without its agent's goodbye"
+	case strings.Contains(detail, "Attempted to kill init"): // PID 1 is the agent
+		return "guest agent gone: " + detail
+	case e.Reason == "guest-reset" || e.Reason == "guest-panic":
+		return "guest kernel panic: " + detail
+	case detail != "":
+		return "vmm gone: " + detail
+	}
+	return "vmm gone: " + e.Status
+}
+
+// filesErr says how the file server ended; nil while it runs.
+func (s *supervisor) filesErr() error {
+	select {
+	case <-s.filesDone():
+		return s.files.Err()
+	default:
+		return nil
+	}
+}
+
+// killedBySignal reports whether a process ended by a signal.
+func killedBySignal(err error) bool {
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		return false
+	}
+	ws, ok := exit.Sys().(syscall.WaitStatus)
+	return ok && ws.Signaled()
+}
+
+func (s *supervisor) saidGoodbye() bool {
+	select {
+	case <-s.relay.goodbye:
+		return true
+	default:
+		return false
+	}
+}
