@@ -6,7 +6,6 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/authn"
 
-	"github.com/microsandbox-go/microsandbox/internal/home"
 	"github.com/microsandbox-go/microsandbox/internal/image"
 	"github.com/microsandbox-go/microsandbox/internal/records"
 	"github.com/microsandbox-go/microsandbox/internal/sandbox"
@@ -298,22 +297,22 @@ func imageProgress(fn func(ImageProgress)) func(image.Progress) {
 }
 
 func imageStore() (*image.Store, error) {
-	h, err := home.Resolve()
+	b, err := localBackend()
 	if err != nil {
 		return nil, err
 	}
-	return image.New(h), nil
+	return image.New(b.home), nil
 }
 
 // imageStoreWithUsers returns a store that knows which images sandboxes use. A
 // sandbox that is being made may not know its digest yet: its reference counts.
 func imageStoreWithUsers(ctx context.Context) (*image.Store, error) {
-	h, err := home.Resolve()
+	b, err := localBackend()
 	if err != nil {
 		return nil, err
 	}
-	st := image.New(h)
-	infos, _, err := sandbox.New(h).List(ctx, records.SandboxFilter{})
+	st := image.New(b.home)
+	infos, _, err := sandbox.New(b.home).List(ctx, records.SandboxFilter{})
 	if err != nil {
 		return nil, err
 	}

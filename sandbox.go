@@ -45,11 +45,11 @@ type Sandbox struct {
 }
 
 func sandboxStore() (*sandbox.Store, error) {
-	h, err := home.Resolve()
+	b, err := localBackend()
 	if err != nil {
 		return nil, err
 	}
-	return sandbox.New(h), nil
+	return sandbox.New(b.home), nil
 }
 
 // CreateSandbox makes and boots a sandbox and returns when its guest serves
