@@ -8,7 +8,7 @@ GO ?= go
 BUILD := $(CURDIR)/build
 SEED := $(BUILD)/home
 
-PACKAGES_RUN := qemu-system-x86 e2fsprogs
+PACKAGES_RUN := qemu-system-x86 e2fsprogs xz-utils
 PACKAGES_IMAGE := mmdebstrap
 PACKAGES_TEST := strace util-linux attr procps iproute2
 

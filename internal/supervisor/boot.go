@@ -51,7 +51,7 @@ func bootMessage(c *Config, mounts []agentproto.Mount) agentproto.Boot {
 // handshake waits for the agent's hello, sends the boot message and waits for
 // its answer. It returns the body of the ready frame, which clients get too, and
 // whether the agent was heard at all.
-func handshake(link io.ReadWriter, in *agentproto.Reader, boot agentproto.Boot) (ready []byte, heard bool, err error) {
+func handshake(link io.ReadWriter, in *agentproto.LinkReader, boot agentproto.Boot) (ready []byte, heard bool, err error) {
 	var hello agentproto.Hello
 	if err := expect(in, agentproto.MsgHello, &hello); err != nil {
 		return nil, false, err
@@ -88,7 +88,7 @@ func handshake(link io.ReadWriter, in *agentproto.Reader, boot agentproto.Boot) 
 	}
 }
 
-func expect(in *agentproto.Reader, want string, into any) error {
+func expect(in *agentproto.LinkReader, want string, into any) error {
 	f, err := in.ReadFrame()
 	if err != nil {
 		return fmt.Errorf("guest ended before its agent answered: %w", err)

@@ -8,24 +8,34 @@ import (
 	"time"
 )
 
-// wait returns why the sandbox ended: "" for a clean stop.
-func (s *supervisor) wait(lifeline, signalled <-chan struct{}) (crash string) {
+// wait returns how the sandbox ended: the status to record, and its cause where
+// nobody asked for the end.
+func (s *supervisor) wait(lifeline, signalled <-chan struct{}) (status, cause string) {
 	select {
 	case r := <-s.stop:
 		s.stopGuest(r)
+		return StatusStopped, ""
 	case <-lifeline:
-		s.stopGuest(stopRequest{why: "creator gone", grace: lifelineGrace})
+		s.stopGuest(stopRequest{why: creatorGone, grace: lifelineGrace})
+		return StatusStopped, creatorGone
 	case <-signalled:
-		s.stopGuest(stopRequest{why: "signal", grace: lifelineGrace})
+		s.stopGuest(stopRequest{why: endedBySignal, grace: lifelineGrace})
+		return StatusStopped, endedBySignal
 	case <-s.filesDone():
-		return s.crashCause()
 	case <-s.machine.Done():
-		return s.crashCause()
 	case <-s.relay.done:
-		return s.crashCause()
 	}
-	return ""
+	if cause = s.crashCause(); cause != "" {
+		return StatusCrashed, cause
+	}
+	return StatusStopped, "" // the guest powered itself off
 }
+
+// Causes of a stop that no request asked for.
+const (
+	creatorGone   = "creator gone"
+	endedBySignal = "supervisor ended by a signal"
+)
 
 // crashCause names what ended first. The end of one of them soon ends others: a
 // file server ends with its VMM, the link ends with either; so a machine that is

@@ -109,10 +109,13 @@ func (s *supervisor) main(attached bool, out *json.Encoder) int {
 	s.record(StatusRunning, "")
 	_ = out.Encode(status{Ready: true}) // a creator that has gone is the lifeline's matter
 
-	crash := s.wait(lifeline, signalled)
+	ended, cause := s.wait(lifeline, signalled)
 	s.tearDown()
-	s.finish(crash)
-	_ = out.Encode(status{Ended: &crash})
+	s.finish(ended, cause)
+	if ended != StatusCrashed {
+		cause = ""
+	}
+	_ = out.Encode(status{Ended: &cause})
 	return 0
 }
 
@@ -130,19 +133,17 @@ func watchSignals() <-chan struct{} {
 }
 
 // finish records the end; an ephemeral sandbox leaves nothing.
-func (s *supervisor) finish(crash string) {
+func (s *supervisor) finish(status, cause string) {
 	if s.cfg.Ephemeral {
 		if err := s.forget(); err != nil {
 			fmt.Fprintln(os.Stderr, "msb supervise: remove ephemeral sandbox:", err)
 		}
 		return
 	}
-	if crash != "" {
-		s.log.system("crashed: " + crash)
-		s.record(StatusCrashed, crash)
-		return
+	if status == StatusCrashed {
+		s.log.system("crashed: " + cause)
 	}
-	s.record(StatusStopped, "")
+	s.record(status, cause)
 }
 
 // record stores a status. A database that cannot be written changes nothing for

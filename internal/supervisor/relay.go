@@ -64,7 +64,7 @@ func newRelay(link io.ReadWriteCloser, log *outputLog) *relay {
 }
 
 // run moves frames until the link ends. The boot exchange is over by then.
-func (r *relay) run(in *agentproto.Reader) {
+func (r *relay) run(in *agentproto.LinkReader) {
 	r.wg.Add(1)
 	go func() { defer r.wg.Done(); r.writeLink() }()
 	err := r.readLink(in)
@@ -95,7 +95,7 @@ func (r *relay) close(err error) {
 	}
 }
 
-func (r *relay) readLink(in *agentproto.Reader) error {
+func (r *relay) readLink(in *agentproto.LinkReader) error {
 	for {
 		f, err := in.ReadFrame()
 		if err != nil {
@@ -286,8 +286,8 @@ func (r *relay) wait() {
 
 // stopGuest asks the agent to end programs, unmount and power off. It does not
 // wait: the link may be full, and a stopped VMM never takes anything.
-func (r *relay) stopGuest() error {
-	b, err := agentproto.Encode(agentproto.MsgShutdown, struct{}{})
+func (r *relay) stopGuest(grace time.Duration) error {
+	b, err := agentproto.Encode(agentproto.MsgShutdown, agentproto.Shutdown{GraceMS: uint32((grace / 2).Milliseconds())})
 	if err != nil {
 		return err
 	}

@@ -41,7 +41,7 @@ func newRelayUnderTest(t *testing.T) (socket string, g *fakeGuest) {
 	g = &fakeGuest{t: t, conn: there, out: make(chan agentproto.Frame, 1<<16), credit: make(chan [2]uint32, 1<<16), seen: make(chan string, 1<<16), gone: make(chan struct{})}
 	go g.write()
 	go g.read()
-	go r.run(agentproto.NewReader(here, agentproto.MaxLinkFrame))
+	go r.run(agentproto.NewLinkReader(here, agentproto.MaxLinkFrame))
 	served := make(chan struct{})
 	go func() { r.serve(l); close(served) }()
 	t.Cleanup(func() {

@@ -272,7 +272,7 @@ func (s *supervisor) bootGuest(ctx context.Context) error {
 		}
 		s.link.Close()
 	}()
-	in := agentproto.NewReader(s.link, agentproto.MaxLinkFrame)
+	in := agentproto.NewLinkReader(s.link, agentproto.MaxLinkFrame)
 	ready, heard, err := handshake(s.link, in, bootMessage(&s.cfg, s.plan.Guest))
 	s.heard = heard
 	close(answered)
@@ -326,7 +326,7 @@ func (s *supervisor) stopGuest(r stopRequest) {
 	if r.grace <= 0 {
 		return
 	}
-	if err := s.relay.stopGuest(); err != nil && !errors.Is(err, net.ErrClosed) {
+	if err := s.relay.stopGuest(r.grace); err != nil && !errors.Is(err, net.ErrClosed) {
 		return
 	}
 	select {
