@@ -48,6 +48,10 @@ type call struct {
 	times [2]unix.Timespec
 	xattr [32]byte
 	offs  [2]int64
+
+	entry hostEntry
+	fresh bool              // adopt made a new node
+	hints [hintSlots]uint64 // names whose nodes were known when last looked up
 }
 
 func newCall(s *Server) *call {

@@ -130,6 +130,7 @@ func (c *call) write(h *handle, in *fusewire.WriteIn) errno {
 	if err != 0 {
 		return err
 	}
+	h.node.noteSize(in.Offset + uint64(done))
 	out := fusewire.WriteOut{Size: uint32(done)}
 	c.body = fusewire.Put(c.reply[replySize:], &out)
 	return 0
@@ -198,6 +199,7 @@ func (c *call) opFallocate() errno {
 			return err
 		}
 	}
+	h.node.noteSize(in.Offset + in.Length)
 	return fallocate(h.fd, in.Mode, in.Offset, in.Length)
 }
 
@@ -234,6 +236,7 @@ func (c *call) opCopyFileRange() errno {
 		}
 	}
 	c.offs = [2]int64{int64(in.OffIn), int64(in.OffOut)}
+	to.node.noteSize(in.OffOut + in.Len)
 	n, err := copyFileRange(from.fd, &c.offs[0], to.fd, &c.offs[1], in.Len)
 	if err != 0 {
 		return err

@@ -48,8 +48,8 @@ func (l *listing) seek(fd int, off uint64) errno {
 	return 0
 }
 
-// peek returns the entry at the present position; ok is false at the end.
-func (l *listing) peek(fd int) (e hostEntry, ok bool, err errno) {
+// peek fills e with the entry at the present position; ok is false at the end.
+func (l *listing) peek(fd int, e *hostEntry) (ok bool, err errno) {
 	if l.pos == l.end {
 		if l.block == nil {
 			l.block = blocks.Get().(*[blockSize]byte)
@@ -57,7 +57,7 @@ func (l *listing) peek(fd int) (e hostEntry, ok bool, err errno) {
 		n, err := getdents(fd, l.block[:])
 		if err != 0 || n == 0 {
 			l.discard()
-			return e, false, err
+			return false, err
 		}
 		l.pos, l.end = 0, n
 	}
@@ -66,9 +66,9 @@ func (l *listing) peek(fd int) (e hostEntry, ok bool, err errno) {
 	e.off = binary.NativeEndian.Uint64(b[8:])
 	e.size = int(binary.NativeEndian.Uint16(b[16:]))
 	e.typ = uint32(b[18])
-	e.name = b[19:e.size]
-	e.name = e.name[:bytes.IndexByte(e.name, 0)]
-	return e, true, 0
+	name := b[19:e.size]
+	e.name = name[:bytes.IndexByte(name, 0)]
+	return true, 0
 }
 
 // take moves past an entry that was given out.
@@ -85,15 +85,11 @@ func (l *listing) discard() {
 	l.block, l.pos, l.end = nil, 0, 0
 }
 
-func (c *call) opReaddir() errno { return c.list((*call).putPlain) }
+func (c *call) opReaddir() errno { return c.list(false) }
 
-func (c *call) opReaddirplus() errno { return c.list((*call).putPlus) }
+func (c *call) opReaddirplus() errno { return c.list(true) }
 
-// putter writes one entry to the start of b and returns its length, 0 if it
-// does not fit.
-type putter func(c *call, dir *inode, e *hostEntry, b []byte) int
-
-func (c *call) list(put putter) errno {
+func (c *call) list(plus bool) errno {
 	var in fusewire.ReadIn
 	fusewire.Decode(c.args, &in)
 	h, err := c.se.handles.get(in.Fh, c.h.NodeID, true)
@@ -108,15 +104,20 @@ func (c *call) list(put putter) errno {
 	if err := l.seek(h.fd, in.Offset); err != 0 {
 		return err
 	}
-	for {
-		e, ok, err := l.peek(h.fd)
+	for e := &c.entry; ; {
+		ok, err := l.peek(h.fd, e)
 		if !ok {
 			if c.body > 0 {
 				err = 0 // it will come again
 			}
 			return err
 		}
-		n := put(c, h.node, &e, b[c.body:])
+		var n int
+		if plus {
+			n = c.putPlus(h.node, e, b[c.body:])
+		} else {
+			n = c.putPlain(h.node, e, b[c.body:])
+		}
 		if n == 0 {
 			if c.body == 0 {
 				return unix.EINVAL
@@ -124,11 +125,12 @@ func (c *call) list(put putter) errno {
 			return 0
 		}
 		c.body += n
-		l.take(&e)
+		l.take(e)
 	}
 }
 
-// putPlain puts an entry of READDIR.
+// putPlain puts an entry of READDIR. It returns its length, 0 if it does not
+// fit; so does putPlus.
 func (c *call) putPlain(dir *inode, e *hostEntry, b []byte) int {
 	d := fusewire.Dirent{Ino: c.entryIno(dir, e), Off: e.off, Type: c.plainType(dir, e)}
 	return fusewire.PutDirent(b, &d, e.name)
@@ -181,15 +183,21 @@ func (c *call) putPlus(dir *inode, e *hostEntry, b []byte) int {
 	return need
 }
 
-// listed looks up one name of a listing. If the entry's inode seems to be
-// unknown, opening it first saves a system call.
+// listed looks up one name of a listing. The entry's inode number tells which
+// inode it probably is; the name decides, because the block may be older than
+// what the guest itself has done to the directory since.
 func (c *call) listed(dir *inode, e *hostEntry, name judged, out *fusewire.EntryOut) bool {
-	var n *inode
+	n := c.se.nodes.known(identity{dir.key.dev, e.ino, dir.key.mnt})
 	var err errno
-	if c.se.nodes.peek(identity{dir.key.dev, e.ino, dir.key.mnt}) != nil {
-		n, err = c.find(dir, name, &out.Attr)
-	} else {
+	switch {
+	case n == nil:
 		n, err = c.meet(dir, name, &out.Attr)
+	case statxAt(dir.quick, dir.fd, name.Ptr(), &c.stx) == 0 && identityOf(&c.stx) == n.key:
+		attrFromStatx(&out.Attr, &c.stx)
+		n, err = c.finish(n, &out.Attr, 0)
+	default:
+		c.forsake(n)
+		n, err = c.find(dir, name, &out.Attr)
 	}
 	if err != 0 {
 		return false

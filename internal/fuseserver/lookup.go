@@ -1,6 +1,8 @@
 package fuseserver
 
 import (
+	"hash/maphash"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/microsandbox-go/microsandbox/internal/fusewire"
@@ -45,16 +47,37 @@ func (c *call) lookup(dir *inode, name judged, a *fusewire.Attr) (*inode, errno)
 	return c.find(dir, name, a)
 }
 
-// find is lookup for ordinary names: one system call if the inode is known.
+// find is lookup for ordinary names. For an inode that the table has, a stat
+// of the name is enough; for a new one, opening it at once saves that stat.
+// The queue's hints say which is more likely; either way works for both.
 func (c *call) find(dir *inode, name judged, a *fusewire.Attr) (*inode, errno) {
-	if err := statxAt(dir.fd, name.Ptr(), &c.stx); err != 0 {
+	mark := hintOf(dir, name)
+	hint := &c.hints[mark%hintSlots]
+	if *hint != mark && c.s.fds.Load() < c.s.nodeBudget {
+		n, err := c.meet(dir, name, a)
+		if err == 0 && !c.fresh {
+			*hint = mark
+		}
+		return n, err
+	}
+	// What was looked up before is in memory: this does not sleep.
+	if err := statxAt(dir.quick && *hint == mark, dir.fd, name.Ptr(), &c.stx); err != 0 {
 		return nil, err
 	}
 	if n := c.se.nodes.known(identityOf(&c.stx)); n != nil {
 		attrFromStatx(a, &c.stx)
 		return c.finish(n, a, 0)
 	}
+	*hint = 0
 	return c.meet(dir, name, a)
+}
+
+const hintSlots = 1024
+
+var hintSeed = maphash.MakeSeed()
+
+func hintOf(dir *inode, name judged) uint64 {
+	return maphash.Bytes(hintSeed, name.Bytes()) ^ dir.id*0x9e3779b97f4a7c15
 }
 
 // meet is find for an inode that is probably not known yet.
@@ -123,7 +146,8 @@ func (c *call) adopt(dir *inode, fd int, a *fusewire.Attr) (*inode, errno) {
 	n := c.s.newInode(c.s.lastID.Add(1), fd, &c.stx)
 	n.submount = n.isDir() && (n.key.mnt != dir.key.mnt || n.key.dev != dir.key.dev)
 	got := c.se.nodes.add(n)
-	if got != n {
+	c.fresh = got == n
+	if !c.fresh {
 		closeFd(fd)
 		c.s.release()
 	}

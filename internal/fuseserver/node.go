@@ -26,9 +26,10 @@ type inode struct {
 	id       uint64
 	key      identity
 	fd       int
-	format   uint32 // file type bits of the host's mode
-	quick    bool   // an fstat of fd never sleeps
-	submount bool   // on another mount than its parent
+	format   uint32      // file type bits of the host's mode
+	quick    bool        // an fstat of fd never sleeps
+	submount bool        // on another mount than its parent
+	large    atomic.Bool // was once at least slowClose bytes long
 
 	refs    atomic.Int32 // one for the table, one per user
 	nlookup uint64       // guarded by its key shard

@@ -165,6 +165,7 @@ func (c *call) writeOverlay(n *inode, v overlay) errno {
 
 // virtual turns host attributes into what the guest sees.
 func (c *call) virtual(n *inode, a *fusewire.Attr) errno {
+	n.noteSize(a.Size)
 	if n.submount {
 		a.Flags = fusewire.AttrSubmount
 	}

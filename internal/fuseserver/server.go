@@ -207,7 +207,7 @@ func (s *Server) release() { s.fds.Add(-1) }
 
 // closeNode is called by the last user of an inode.
 func (s *Server) closeNode(n *inode) {
-	s.closeLater(n.fd, n.format == unix.S_IFREG, n.quick)
+	s.closeLater(n.fd, n)
 }
 
 // closeHandle is called by the last user of a handle.
@@ -216,7 +216,7 @@ func (s *Server) closeHandle(h *handle) {
 		h.dir.discard()
 		h.dirs.Add(-1)
 	}
-	s.closeLater(h.fd, h.dir == nil, h.node.quick)
+	s.closeLater(h.fd, h.node)
 	h.node.drop()
 }
 
@@ -224,16 +224,24 @@ func (s *Server) closeHandle(h *handle) {
 // left to a worker, so that neither a queue nor FORGET waits for it.
 const slowClose = 64 << 20
 
-// closeLater closes fd, on a worker if that may free a huge deleted file.
-func (s *Server) closeLater(fd int, regular, quick bool) {
+// closeLater closes a descriptor of n, on a worker if that may free a huge
+// deleted file.
+func (s *Server) closeLater(fd int, n *inode) {
 	defer s.release()
-	if regular {
+	if n.large.Load() {
 		st := new(unix.Stat_t)
-		if fstat(quick, fd, st) == 0 && st.Nlink == 0 && st.Size >= slowClose && s.work.try(job{closeFd: fd}) {
+		if fstat(n.quick, fd, st) == 0 && st.Nlink == 0 && s.work.try(job{closeFd: fd}) {
 			return
 		}
 	}
 	closeFd(fd)
+}
+
+// noteSize remembers that a file reaches to end.
+func (n *inode) noteSize(end uint64) {
+	if end >= slowClose && n.format == unix.S_IFREG && !n.large.Load() {
+		n.large.Store(true)
+	}
 }
 
 func (s *Server) logf(format string, args ...any) {

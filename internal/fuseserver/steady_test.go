@@ -1,7 +1,10 @@
 package fuseserver
 
 import (
+	"fmt"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	w "github.com/microsandbox-go/microsandbox/internal/fusewire"
 )
@@ -64,5 +67,87 @@ func BenchmarkServe(b *testing.B) {
 				}
 			})
 		}
+	}
+}
+
+// BenchmarkListing lists 5000 entries; floor is getdents64 alone.
+func BenchmarkListing(b *testing.B) {
+	const n = 5_000
+	for _, virt := range []string{"strict", "off"} {
+		sh := virtShare(b, virt)
+		defer sh.srv.endSession()
+		fill(b, sh.dir, n)
+		sh.list(rootID, 128<<10, true) // every node is known from here on
+		fh, err := sh.opendir(rootID)
+		sh.must(err)
+		for name, op := range map[string]w.Opcode{"readdir": w.OpReaddir, "readdirplus": w.OpReaddirplus} {
+			for _, size := range []int{4 << 10, 128 << 10} {
+				b.Run(fmt.Sprintf("%s/%s/%dK", virt, name, size>>10), func(b *testing.B) {
+					for b.Loop() {
+						sh.scan(op, fh, size)
+					}
+				})
+			}
+		}
+		b.Run(virt+"/floor", func(b *testing.B) {
+			dir, err := unix.Open(sh.dir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer unix.Close(dir)
+			buf := make([]byte, blockSize)
+			for b.Loop() {
+				_, _ = unix.Seek(dir, 0, 0)
+				for {
+					if n, err := getdents(dir, buf); err != 0 || n == 0 {
+						break
+					}
+				}
+			}
+		})
+	}
+}
+
+// scan lists the root once, decoding only what says where to go on.
+func (cl *client) scan(op w.Opcode, fh uint64, size int) {
+	p := &parkedRequest{}
+	for off := uint64(0); ; {
+		r := steadyRequest(op, rootID, size, pack(w.ReadIn{Fh: fh, Offset: off, Size: uint32(size)}, w.Append))
+		used, _ := cl.c.serve(r.in, r.out, p)
+		if used <= replySize {
+			return
+		}
+		for b := r.out[1][:used-replySize]; len(b) > 0; {
+			if op == w.OpReaddirplus {
+				b = b[w.EntryOutSize:]
+			}
+			var d w.Dirent
+			w.Decode(b, &d)
+			off = d.Off
+			b = b[w.DirentLen(int(d.Namelen)):]
+		}
+	}
+}
+
+// BenchmarkNewNodes looks names up for the first time and forgets them.
+func BenchmarkNewNodes(b *testing.B) {
+	for _, virt := range []string{"strict", "off"} {
+		sh := virtShare(b, virt)
+		fill(b, sh.dir, 1000)
+		b.Run(virt, func(b *testing.B) {
+			b.ReportAllocs()
+			p := &parkedRequest{}
+			var reqs []*steady
+			for i := range 1000 {
+				reqs = append(reqs, steadyRequest(w.OpLookup, rootID, w.EntryOutSize, z(fmt.Sprintf("entry-%06d", i))))
+			}
+			forget := steadyRequest(w.OpForget, 0, 0, pack(w.ForgetIn{Nlookup: 1}, w.Append))
+			for i := 0; b.Loop(); i++ {
+				r := reqs[i%len(reqs)]
+				sh.c.serve(r.in, r.out, p)
+				copy(forget.in[0][16:24], r.out[1][:8])
+				sh.c.serve(forget.in, nil, p)
+			}
+		})
 	}
 }

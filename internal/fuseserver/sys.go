@@ -68,7 +68,12 @@ func statxFd(fd int, mask uint32, stx *unix.Statx_t) errno {
 	return err
 }
 
-func statxAt(dir int, name *byte, stx *unix.Statx_t) errno {
+func statxAt(quick bool, dir int, name *byte, stx *unix.Statx_t) errno {
+	if quick {
+		_, _, err := unix.RawSyscall6(unix.SYS_STATX, uintptr(dir), uintptr(unsafe.Pointer(name)),
+			noFollow|unix.AT_NO_AUTOMOUNT, statxMask, uintptr(unsafe.Pointer(stx)), 0)
+		return err
+	}
 	_, err := sys(unix.SYS_STATX, uintptr(dir), uintptr(unsafe.Pointer(name)), noFollow|unix.AT_NO_AUTOMOUNT,
 		statxMask, uintptr(unsafe.Pointer(stx)), 0)
 	return err
