@@ -235,7 +235,7 @@ type SandboxStopResult struct {
 	ExitCode   *int
 	Signal     *int
 	ObservedAt time.Time
-	Source     *string // the cause of a crash
+	Source     *string // the cause of an end that nobody asked for
 }
 
 // WaitUntilStopped returns when the sandbox has ended, and how.
@@ -339,7 +339,8 @@ func (h *SandboxHandle) Name() string { return h.info.Name }
 // Status returns the status when the handle was read.
 func (h *SandboxHandle) Status() SandboxStatus { return SandboxStatus(h.info.Status) }
 
-// Cause says why a sandbox crashed; "" otherwise.
+// Cause says why a sandbox crashed, or stopped without being asked to ("creator
+// gone"); "" otherwise.
 func (h *SandboxHandle) Cause() string { return h.info.Cause }
 
 // Image returns the image reference the sandbox was created from.

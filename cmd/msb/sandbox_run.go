@@ -143,7 +143,7 @@ func crashed(sb *microsandbox.Sandbox, err error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), crashWait)
 	defer cancel()
 	res, werr := sb.WaitUntilStopped(ctx)
-	if werr != nil || res.Source == nil {
+	if werr != nil || res.Source == nil || res.Status != microsandbox.SandboxStatusCrashed {
 		return err
 	}
 	return &microsandbox.Error{Kind: microsandbox.ErrSandboxNotRunning, Message: fmt.Sprintf("sandbox %q crashed: %s", sb.Name(), *res.Source)}
