@@ -33,6 +33,7 @@ type inode struct {
 
 	refs    atomic.Int32 // one for the table, one per user
 	nlookup uint64       // guarded by its key shard
+	next    *inode       // guarded by its key shard: another one of the same mix
 	ov      overlayCache
 }
 
@@ -71,8 +72,8 @@ type idShard struct {
 
 type keyShard struct {
 	mu     sync.Mutex
-	m      map[identity]*inode // guarded by mu
-	closed bool                // guarded by mu
+	m      map[uint64]*inode // guarded by mu: by mix, chained by next
+	closed bool              // guarded by mu
 	_      [64 - 24]byte
 }
 
@@ -80,7 +81,7 @@ func newNodeTable() *nodeTable {
 	t := &nodeTable{}
 	for i := range nodeShards {
 		t.byID[i].m = map[uint64]*inode{}
-		t.byKey[i].m = map[identity]*inode{}
+		t.byKey[i].m = map[uint64]*inode{}
 	}
 	return t
 }
@@ -88,8 +89,46 @@ func newNodeTable() *nodeTable {
 func (t *nodeTable) idShard(id uint64) *idShard { return &t.byID[id%nodeShards] }
 
 func (t *nodeTable) keyShard(k identity) *keyShard {
-	h := (k.ino ^ k.dev<<7 ^ k.mnt<<13) * 0x9e3779b97f4a7c15
-	return &t.byKey[h>>58]
+	return &t.byKey[k.mix()*0x9e3779b97f4a7c15>>58]
+}
+
+// mix folds an identity into one word. On one mount it is unique, so chains
+// are as good as always one inode long.
+func (k identity) mix() uint64 { return k.ino ^ k.dev<<40 ^ k.mnt<<52 }
+
+// find returns the inode of an identity; s.mu is held.
+func (s *keyShard) find(k identity) *inode {
+	n := s.m[k.mix()]
+	for n != nil && n.key != k {
+		n = n.next
+	}
+	return n
+}
+
+// insert and remove keep the chains; s.mu is held.
+func (s *keyShard) insert(n *inode) {
+	mix := n.key.mix()
+	n.next = s.m[mix]
+	s.m[mix] = n
+}
+
+func (s *keyShard) remove(n *inode) {
+	mix := n.key.mix()
+	first := s.m[mix]
+	if first == n {
+		if n.next == nil {
+			delete(s.m, mix)
+		} else {
+			s.m[mix] = n.next
+		}
+		return
+	}
+	for p := first; p != nil; p = p.next {
+		if p.next == n {
+			p.next = n.next
+			return
+		}
+	}
 }
 
 // get returns the inode of a node id with a reference, nil if there is none.
@@ -110,7 +149,7 @@ func (t *nodeTable) known(k identity) *inode {
 	s := t.keyShard(k)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := s.m[k]
+	n := s.find(k)
 	if n != nil {
 		n.count()
 		n.refs.Add(1)
@@ -124,7 +163,7 @@ func (t *nodeTable) peek(k identity) *inode {
 	s := t.keyShard(k)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.m[k]
+	return s.find(k)
 }
 
 // count adds a lookup. The count saturates: such a node lives for ever.
@@ -144,13 +183,13 @@ func (t *nodeTable) add(n *inode) *inode {
 	if s.closed {
 		return nil
 	}
-	if old := s.m[n.key]; old != nil {
+	if old := s.find(n.key); old != nil {
 		old.count()
 		return old.hold()
 	}
 	n.nlookup = 1
 	n.refs.Store(2)
-	s.m[n.key] = n
+	s.insert(n)
 	i := t.idShard(n.id)
 	i.mu.Lock()
 	i.m[n.id] = n
@@ -186,7 +225,7 @@ func (t *nodeTable) forget(id, lookups uint64) bool {
 
 // remove takes n out of both maps; its key shard s is locked.
 func (t *nodeTable) remove(s *keyShard, n *inode) {
-	delete(s.m, n.key)
+	s.remove(n)
 	i := t.idShard(n.id)
 	i.mu.Lock()
 	delete(i.m, n.id)
@@ -201,8 +240,10 @@ func (t *nodeTable) close() {
 		s.closed = true
 		gone := make([]*inode, 0, len(s.m))
 		for _, n := range s.m {
-			n.nlookup = 0
-			gone = append(gone, n)
+			for ; n != nil; n = n.next {
+				n.nlookup = 0
+				gone = append(gone, n)
+			}
 		}
 		for _, n := range gone {
 			t.remove(s, n)

@@ -126,15 +126,15 @@ func (c *call) replyOpen(n *inode, fd int, flags uint32, dir bool, err errno) er
 func (c *call) newHandle(n *inode, fd int, flags uint32, dir bool) *handle {
 	h := &handle{id: c.s.lastID.Add(1), node: n.hold(), fd: fd, sync: syncFlags(flags)}
 	if dir {
-		h.dir = &listing{}
+		h.dir, h.dirs = &listing{}, &c.se.handles.dirs
+		h.dirs.Add(1)
 	}
 	if !c.se.handles.add(h) {
+		if dir {
+			h.dirs.Add(-1)
+		}
 		n.drop()
 		return nil
-	}
-	if dir {
-		h.dirs = &c.se.handles.dirs
-		h.dirs.Add(1)
 	}
 	return h
 }
