@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	pathpkg "path"
 	"sort"
 	"time"
 
@@ -267,8 +268,9 @@ func (r *FsReadStream) Close() error { return toPublic(r.r.Close()) }
 // FsWriteStream sends a guest file in chunks.
 type FsWriteStream struct{ w *agentclient.WriteStream }
 
-// WriteStream creates or truncates a file and opens it for writing. A failure of
-// the guest, a full disk for instance, is reported by Close.
+// WriteStream creates or truncates a file and opens it for writing; missing
+// parents are created. A failure of the guest, a full disk for instance, is
+// reported by Close.
 func (o *SandboxFSOps) WriteStream(ctx context.Context, path string) (*FsWriteStream, error) {
 	return o.openWrite(ctx, path, nil)
 }
@@ -279,6 +281,11 @@ func (o *SandboxFSOps) openWrite(ctx context.Context, path string, mode *uint32)
 		return nil, toPublic(err)
 	}
 	w, err := c.OpenWrite(ctx, path, mode)
+	if errors.Is(err, fs.ErrNotExist) { // its directory, mostly
+		if _, err = c.Do(ctx, agentproto.FSOp{Mkdir: &agentproto.FSMkdir{Path: pathpkg.Dir(path)}}); err == nil {
+			w, err = c.OpenWrite(ctx, path, mode)
+		}
+	}
 	if err != nil {
 		c.Close()
 		return nil, toPublic(err)

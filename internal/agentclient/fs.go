@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"strings"
 	"syscall"
 
 	"github.com/microsandbox-go/microsandbox/internal/agentproto"
@@ -66,19 +67,16 @@ func fsError(r *agentproto.FSResponse) error {
 	if r.Error != nil {
 		msg = *r.Error
 	}
-	e := errdefs.New(errdefs.Filesystem, "%s", msg)
-	if r.Errno != nil {
-		e.Cause = &errnoCause{syscall.Errno(*r.Errno)}
+	if r.Errno == nil {
+		return errdefs.New(errdefs.Filesystem, "%s", msg)
 	}
-	return e
+	// The agent's message mostly ends with the errno's text, which the cause adds.
+	errno := syscall.Errno(*r.Errno)
+	if msg == errno.Error() {
+		msg = ""
+	}
+	return errdefs.Wrap(errdefs.Filesystem, errno, "%s", strings.TrimSuffix(msg, ": "+errno.Error()))
 }
-
-// errnoCause matches what the guest's errno matches, and adds no text: the
-// agent's message has it already.
-type errnoCause struct{ errno syscall.Errno }
-
-func (e *errnoCause) Error() string { return e.errno.Error() }
-func (e *errnoCause) Unwrap() error { return e.errno }
 
 // ReadStream yields a guest file's bytes.
 type ReadStream struct {
@@ -138,7 +136,7 @@ type WriteStream struct {
 }
 
 // OpenWrite creates or truncates a guest file and opens it for writing over the
-// connection, which belongs to the stream from then on.
+// connection, which belongs to the stream from then on. A mode is set exactly.
 func (c *Conn) OpenWrite(ctx context.Context, path string, mode *uint32) (*WriteStream, error) {
 	o := agentproto.FSOpenOptions{Write: true, Create: true, Truncate: true, Mode: mode}
 	d, err := c.Do(ctx, agentproto.FSOp{OpenFile: &agentproto.FSOpenFile{Path: path, Options: o}})
@@ -149,6 +147,12 @@ func (c *Conn) OpenWrite(ctx context.Context, path string, mode *uint32) (*Write
 		return nil, errdefs.New(errdefs.Internal, "guest agent gave no handle for %s", path)
 	}
 	s := &WriteStream{c: c, handle: *d.Handle}
+	if mode != nil { // the open's mode is cut by a umask, and means nothing if the file is there
+		set := agentproto.FSetStatByFD{Handle: s.handle, Attrs: agentproto.FSAttrs{Mode: mode}}
+		if _, err := c.Do(ctx, agentproto.FSOp{FSetStat: &set}); err != nil {
+			return nil, err
+		}
+	}
 	return s, c.request(ctx, agentproto.FSOp{Write: &agentproto.FSTransfer{Handle: s.handle}})
 }
 
