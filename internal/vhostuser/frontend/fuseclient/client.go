@@ -29,8 +29,11 @@ type Client struct {
 }
 
 // Mount sends INIT through request queue 1.
-func Mount(c *frontend.Client) (*Client, error) {
-	m := &Client{c: c, Queue: 1}
+func Mount(c *frontend.Client) (*Client, error) { return MountOn(c, 1) }
+
+// MountOn sends INIT, and then every other request, through this queue.
+func MountOn(c *frontend.Client, queue int) (*Client, error) {
+	m := &Client{c: c, Queue: queue}
 	in := fusewire.InitIn{Major: fusewire.Major, Minor: 38, MaxReadahead: 128 << 10, Flags: initFlags, Flags2: initFlags2}
 	b, err := m.Call(fusewire.OpInit, 0, fusewire.InitOutSize, fusewire.Append(nil, &in))
 	if err != nil {
