@@ -54,7 +54,7 @@ func main() {
 
 func run(o *options) (err error) {
 	if os.Geteuid() != 0 {
-		return errors.New("C virtiofsd needs root")
+		return errors.New("root is needed to run C virtiofsd")
 	}
 	if _, err := os.Stat(o.c); err != nil {
 		return fmt.Errorf("%w: install the package qemu-system-common", err)

@@ -435,17 +435,7 @@ func (cl *client) list(node uint64, size uint32, plus bool) []dirent {
 	}
 }
 
-// walk looks a slash-separated path up from the root.
-func (cl *client) walk(path string) w.EntryOut {
-	cl.t.Helper()
-	e := w.EntryOut{NodeID: rootID}
-	for name := range strings.SplitSeq(path, "/") {
-		e = cl.mustLookup(e.NodeID, name)
-	}
-	return e
-}
-
-// statVirts are run by tests whose subject does not depend on the policy.
+// eachVirt is for tests whose subject does not depend on the policy.
 func eachVirt(t *testing.T, run func(t *testing.T, virt string)) {
 	for _, v := range []string{"strict", "relaxed", "off"} {
 		t.Run(v, func(t *testing.T) { run(t, v) })

@@ -140,7 +140,7 @@ func TestNewRequest(t *testing.T) {
 }
 
 // stateful counts requests per queue in its state.
-type stateful struct{ echo }
+type stateful struct{}
 
 func (stateful) NewState(queue int) any { return &queue }
 

@@ -139,21 +139,6 @@ func (s *served) do(i int, in string) (string, error) {
 	}
 }
 
-// next waits for a completion on a queue driven by hand.
-func next(t testing.TB, q *frontend.Queue) (head, n uint32) {
-	t.Helper()
-	deadline := time.Now().Add(patience)
-	for {
-		if head, n, ok := q.Next(); ok {
-			return head, n
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("queue %d: no completion", q.Index)
-		}
-		q.Called(10)
-	}
-}
-
 // gate blocks requests until it is opened, and says when one has come.
 type gate struct {
 	entered chan struct{}

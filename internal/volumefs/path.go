@@ -39,14 +39,6 @@ func split(rel string) (dir, name string) {
 // shown is the form in which a clean path is reported: from the root, escaped.
 func shown(rel string) string { return "/" + escape(rel) }
 
-// joined is the shown path of a name in a clean directory.
-func joined(dir, name string) string {
-	if dir == "" {
-		return name
-	}
-	return dir + "/" + name
-}
-
 // A name that is not UTF-8 is reported with each byte that is not part of a
 // valid sequence as \xHH (lower-case hex, always 80 or above). So that this can
 // be undone, a backslash that would itself read as such an escape is reported
