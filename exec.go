@@ -3,9 +3,9 @@ package microsandbox
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"sort"
+	"sync/atomic"
 	"time"
 
 	"github.com/microsandbox-go/microsandbox/internal/agentclient"
@@ -162,7 +162,7 @@ func (s *Sandbox) ExecStream(ctx context.Context, cmd string, args []string, opt
 	}
 	h := &ExecHandle{x: x, cmd: cmd, timeout: c.Timeout, piped: c.StdinPipe}
 	if c.Timeout > 0 {
-		h.deadline = time.Now().Add(c.Timeout)
+		h.timer = time.AfterFunc(c.Timeout, h.expire)
 	}
 	return h, nil
 }
@@ -208,30 +208,33 @@ type ExecEvent struct {
 // ExecHandle is a started program. Recv, Wait and Collect are called from one
 // goroutine at a time; the rest from any.
 type ExecHandle struct {
-	x        *agentclient.Exec
-	cmd      string
-	timeout  time.Duration
-	deadline time.Time
-	piped    bool
+	x       *agentclient.Exec
+	cmd     string
+	piped   bool
+	timeout time.Duration
+	timer   *time.Timer // runs expire; nil without a timeout
+	expired atomic.Bool
 }
 
 // killWait is how long a program that was killed at its timeout may take to end.
 const killWait = 5 * time.Second
 
+// killed is the exit code of a program that SIGKILL has ended.
+const killed = 128 + 9
+
 // Recv returns the next event. After Exited or Failed comes Done, for ever.
-// Errors: kind [ErrExecTimeout] when the program's timeout passed.
+// Errors: kind [ErrExecTimeout] when the program was killed at its timeout.
 func (h *ExecHandle) Recv(ctx context.Context) (*ExecEvent, error) {
-	inner, cancel := ctx, context.CancelFunc(func() {})
-	if h.timeout > 0 {
-		inner, cancel = context.WithDeadlineCause(ctx, h.deadline, errExecTimeout)
-	}
-	defer cancel()
-	ev, err := h.x.Recv(inner)
-	if errors.Is(err, errExecTimeout) {
-		return nil, h.expire()
-	}
-	if err != nil {
+	ev, err := h.x.Recv(ctx)
+	switch {
+	case err != nil && h.expired.Load() && ctx.Err() == nil:
+		return nil, h.timedOut()
+	case err != nil:
 		return nil, toPublic(err)
+	case ev.Kind == agentclient.Exited && ev.Code == killed && h.expired.Load():
+		return nil, h.timedOut()
+	case ev.Kind == agentclient.Exited:
+		h.stopTimer()
 	}
 	out := &ExecEvent{Kind: ExecEventKind(ev.Kind), PID: ev.PID, Data: ev.Data, ExitCode: ev.Code}
 	if f := ev.Failure; f != nil {
@@ -240,20 +243,25 @@ func (h *ExecHandle) Recv(ctx context.Context) (*ExecEvent, error) {
 	return out, nil
 }
 
-var errExecTimeout = errors.New("program ran longer than its timeout")
-
-// expire kills a program whose timeout has passed and waits for its end.
-func (h *ExecHandle) expire() error {
+// expire kills a program whose timeout has passed, whether or not somebody
+// receives its events. One that does not end even so is given up, and with it
+// the events that nobody has received by then.
+func (h *ExecHandle) expire() {
+	h.expired.Store(true)
 	ctx, cancel := context.WithTimeout(context.Background(), killWait)
 	defer cancel()
 	if h.x.Signal(ctx, 9) == nil {
-		for {
-			ev, err := h.x.Recv(ctx)
-			if err != nil || ev.Kind == agentclient.Done {
-				break
-			}
-		}
+		time.AfterFunc(killWait, func() { _ = h.x.Close() })
 	}
+}
+
+func (h *ExecHandle) stopTimer() {
+	if h.timer != nil {
+		h.timer.Stop()
+	}
+}
+
+func (h *ExecHandle) timedOut() error {
 	return &Error{Kind: ErrExecTimeout, Message: fmt.Sprintf("%s ran longer than %s and was killed", h.cmd, h.timeout)}
 }
 
@@ -319,8 +327,11 @@ func (h *ExecHandle) Signal(ctx context.Context, signal int) error {
 // Kill sends SIGKILL.
 func (h *ExecHandle) Kill(ctx context.Context) error { return h.Signal(ctx, 9) }
 
-// Close ends the session; a program that still runs is killed.
-func (h *ExecHandle) Close() error { return toPublic(h.x.Close()) }
+// Close ends the session; a program that still runs is killed. It is idempotent.
+func (h *ExecHandle) Close() error {
+	h.stopTimer()
+	return toPublic(h.x.Close())
+}
 
 // ExecSink feeds a program's standard input. A write blocks while the program
 // does not read.

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"sync"
+	"sync/atomic"
 
 	"github.com/microsandbox-go/microsandbox/internal/agentproto"
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
@@ -47,7 +49,7 @@ type Failure struct {
 // a time; input and signals may come from others.
 type Exec struct {
 	c    *Conn
-	done bool
+	done atomic.Bool // the final event was received, or Close called
 
 	mu    sync.Mutex
 	ended bool // guarded by mu: no more input or signals
@@ -68,7 +70,7 @@ func (c *Conn) StartExec(ctx context.Context, req agentproto.Exec) (*Exec, error
 
 // Recv returns the next event. After Exited or Failed it returns Done, for ever.
 func (e *Exec) Recv(ctx context.Context) (Event, error) {
-	if e.done {
+	if e.done.Load() {
 		return Event{Kind: Done}, nil
 	}
 	defer interrupt(ctx, e.c.conn)()
@@ -94,7 +96,7 @@ func (e *Exec) Recv(ctx context.Context) (Event, error) {
 }
 
 func (e *Exec) finish() {
-	e.done = true
+	e.done.Store(true)
 	e.mu.Lock()
 	e.ended = true
 	e.mu.Unlock()
@@ -190,12 +192,12 @@ func (e *Exec) Signal(ctx context.Context, signal int) error {
 	return e.c.send(agentproto.MsgSignal, 0, agentproto.Signal{Signal: int32(signal)})
 }
 
-// Close ends the connection and with it the program, if it still runs.
+// Close ends the connection and with it the program, if it still runs. It is
+// idempotent.
 func (e *Exec) Close() error {
 	e.finish()
-	err := e.c.Close()
-	if errors.Is(err, io.ErrClosedPipe) {
-		return nil
+	if err := e.c.Close(); !errors.Is(err, net.ErrClosed) {
+		return err
 	}
-	return err
+	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"net"
 	"strings"
 	"syscall"
 
@@ -125,8 +126,14 @@ func (s *ReadStream) Recv(ctx context.Context) ([]byte, error) {
 	}
 }
 
-// Close ends the stream; the guest closes its handle.
-func (s *ReadStream) Close() error { s.end = true; return s.c.Close() }
+// Close ends the stream; the guest closes its handle. It is idempotent.
+func (s *ReadStream) Close() error {
+	s.end = true
+	if err := s.c.Close(); !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil
+}
 
 // WriteStream sends bytes into a guest file.
 type WriteStream struct {

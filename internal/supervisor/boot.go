@@ -37,7 +37,7 @@ func bootMessage(c *Config, mounts []agentproto.Mount) agentproto.Boot {
 	_, _ = rand.Read(seed) // never fails (crypto/rand)
 	b := agentproto.Boot{
 		Hostname: c.Hostname, Mounts: mounts, Env: c.Env, Workdir: c.Workdir, User: c.User,
-		TimeNS: time.Now().UnixNano(), Entropy: seed,
+		Entropy: seed,
 	}
 	if c.RootFS != "" {
 		b.Root = agentproto.Root{Lower: serialRoot, Fstype: "ext4"}
@@ -59,6 +59,7 @@ func handshake(link io.ReadWriter, in *agentproto.LinkReader, boot agentproto.Bo
 	if hello.Version != version.Version {
 		return nil, true, fmt.Errorf("guest agent is version %q, msb is %q", hello.Version, version.Version)
 	}
+	boot.TimeNS = time.Now().UnixNano() // now: booting has taken its time
 	body, err := agentproto.Encode(agentproto.MsgBoot, boot)
 	if err != nil {
 		return nil, true, err
