@@ -152,19 +152,12 @@ func (b *LocalBackend) info() BackendInfo { return BackendInfo{Kind: BackendLoca
 func (b *LocalBackend) volumePath(name string) string { return b.home.Volume(name) }
 
 func (b *LocalBackend) removeVolume(ctx context.Context, v *volumeInfo) error {
-	err := b.store.RemoveID(ctx, v.id)
-	if errdefs.Is(err, errdefs.VolumeNotFound) {
-		return toPublic(goneVolume("remove", v))
-	}
-	return toPublic(err)
+	return v.byID("remove", b.store.RemoveID(ctx, v.id))
 }
 
 func (b *LocalBackend) setLabels(ctx context.Context, v *volumeInfo, labels map[string]string) error {
 	_, err := b.store.SetLabels(ctx, v.id, copyLabels(labels))
-	if errdefs.Is(err, errdefs.VolumeNotFound) {
-		return toPublic(goneVolume("set labels", v))
-	}
-	return toPublic(err)
+	return v.byID("set labels", err)
 }
 
 func (b *LocalBackend) openVolume(ctx context.Context, v *volumeInfo) (*openVolume, error) {

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/microsandbox-go/microsandbox/internal/volstore"
 )
 
 func TestMain(m *testing.M) {
@@ -22,9 +24,10 @@ func TestScripts(t *testing.T) {
 			e.Setenv("MSB_HOME", e.WorkDir+"/home")
 			e.Setenv("HOME", e.WorkDir)
 			e.Setenv("TZ", "UTC")
+			e.Values[heldKey{}] = &[]*volstore.Attachment{}
 			return nil
 		},
-		Cmds:          map[string]func(ts *testscript.TestScript, neg bool, args []string){"golden": golden, "ocilayout": ociLayout, "registry": loopbackRegistry, "push": pushLayout},
+		Cmds:          map[string]func(ts *testscript.TestScript, neg bool, args []string){"golden": golden, "ocilayout": ociLayout, "registry": loopbackRegistry, "push": pushLayout, "attach": attachVolume, "detach": detachVolumes},
 		Condition:     condition,
 		UpdateScripts: os.Getenv("UPDATE_SCRIPTS") != "",
 	})
@@ -37,6 +40,8 @@ var volatile = []struct {
 }{
 	{regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z`), "TIME"},
 	{regexp.MustCompile(`\d{4}-\d\d-\d\d \d\d:\d\d:\d\d`), "TIME"},
+	{regexp.MustCompile(`process \d+`), "process PID"},
+	{regexp.MustCompile(`"pid": \d+`), `"pid": PID`},
 	{regexp.MustCompile(`\b[0-7][0-9A-HJKMNP-TV-Z]{25}\b`), "ID"},
 }
 

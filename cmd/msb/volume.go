@@ -10,13 +10,19 @@ import (
 
 // newVolumeCmd returns `msb volume` and what belongs to it.
 func newVolumeCmd() *cobra.Command {
-	cmd := newGroup("volume", "Create, list, inspect and remove volumes, and work on their files", "", "vol")
+	cmd := newGroup("volume", "Create, list, inspect, change and remove volumes, and work on their files", "", "vol")
 	cmd.PersistentPreRun = func(*cobra.Command, []string) { useReaper() }
 	cmd.AddCommand(
 		newVolumeCreateCmd(),
 		newVolumeListCmd("ls", "list"),
 		newVolumeInspectCmd(),
 		newVolumeRemoveCmd(),
+		newVolumeRenameCmd(),
+		newVolumeLabelCmd(),
+		newVolumeAdoptCmd(),
+		newVolumePruneCmd(),
+		newVolumeResizeCmd(),
+		newVolumeRepairCmd(),
 		newVolumeFsCmd(),
 	)
 	return cmd

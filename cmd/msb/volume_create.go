@@ -38,7 +38,7 @@ allocated sparsely. Sizes are 512M, 1G, 1.5G or a bare number of MiB.`,
 	f.Var(&o.quota, "quota", "limit of a directory volume (default none)")
 	f.Var(&o.labels, "label", "label, may be repeated")
 	quietFlag(cmd, &o.quiet, "do not print the name")
-	_ = cmd.RegisterFlagCompletionFunc("kind", cobra.FixedCompletions([]string{"dir", "disk"}, cobra.ShellCompDirectiveNoFileComp))
+	completeKind(cmd)
 	return cmd
 }
 

@@ -13,10 +13,20 @@ import (
 // volumeDetails is a volume in `msb volume inspect --format json`.
 type volumeDetails struct {
 	volumeJSON
-	Backend  string  `json:"backend"`
-	DiskPath *string `json:"disk_path"`
-	ID       string  `json:"id"`
-	Path     string  `json:"path"`
+	Backend  string       `json:"backend"`
+	DiskPath *string      `json:"disk_path"`
+	Holders  []holderJSON `json:"holders"`
+	ID       string       `json:"id"`
+	Path     string       `json:"path"`
+}
+
+// holderJSON is who has a volume attached; sandbox is null for a program of its
+// own.
+type holderJSON struct {
+	PID      int     `json:"pid"`
+	Readonly bool    `json:"readonly"`
+	Sandbox  *string `json:"sandbox"`
+	Since    *string `json:"since"`
 }
 
 func newVolumeInspectCmd() *cobra.Command {
@@ -31,18 +41,28 @@ func newVolumeInspectCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if format == formatJSON {
-				return printJSON(cmd.OutOrStdout(), inspectVolume(h))
+			var holders []microsandbox.VolumeHolder
+			if h.BackendKind() == microsandbox.BackendLocal {
+				if holders, err = h.Holders(cmd.Context()); err != nil {
+					return err
+				}
 			}
-			return printVolume(cmd.OutOrStdout(), h)
+			if format == formatJSON {
+				return printJSON(cmd.OutOrStdout(), inspectVolume(h, holders))
+			}
+			return printVolume(cmd.OutOrStdout(), h, holders)
 		},
 	}
 	formatFlag(cmd, &format)
 	return cmd
 }
 
-func inspectVolume(h *microsandbox.VolumeHandle) volumeDetails {
+func inspectVolume(h *microsandbox.VolumeHandle, holders []microsandbox.VolumeHolder) volumeDetails {
 	d := volumeDetails{volumeJSON: describeVolume(h), Backend: string(h.BackendKind()), DiskPath: h.DiskPath(), Path: h.Path()}
+	d.Holders = make([]holderJSON, len(holders))
+	for i, o := range holders {
+		d.Holders[i] = holderJSON{PID: o.PID, Readonly: o.Readonly, Sandbox: textOrNull(o.Sandbox), Since: jsonTime(o.Since)}
+	}
 	if l := h.Local(); l != nil {
 		d.ID = l.ID
 	} else if c := h.Cloud(); c != nil {
@@ -52,7 +72,7 @@ func inspectVolume(h *microsandbox.VolumeHandle) volumeDetails {
 }
 
 // printVolume writes one field a line, the name of the field 16 columns wide.
-func printVolume(w io.Writer, h *microsandbox.VolumeHandle) error {
+func printVolume(w io.Writer, h *microsandbox.VolumeHandle, holders []microsandbox.VolumeHolder) error {
 	fields := [][2]string{{"Name", h.Name()}, {"Kind", string(h.Kind())}}
 	if h.Kind() == microsandbox.VolumeKindDisk {
 		fields = append(fields, [][2]string{
@@ -69,6 +89,7 @@ func printVolume(w io.Writer, h *microsandbox.VolumeHandle) error {
 	fields = append(fields, [][2]string{
 		{"Used", formatBytes(h.UsedBytes())}, {"Backend", string(h.BackendKind())},
 		{"Created", formatTime(h.CreatedAt())}, {"Labels", labelText(h.LabelPairs())},
+		{"Attached", holderText(holders)},
 	}...)
 	for _, f := range fields {
 		if _, err := fmt.Fprintf(w, "%-16s%s\n", f[0], printable(f[1])); err != nil {
@@ -76,6 +97,22 @@ func printVolume(w io.Writer, h *microsandbox.VolumeHandle) error {
 		}
 	}
 	return nil
+}
+
+// holderText says who has the volume, one after the other.
+func holderText(holders []microsandbox.VolumeHolder) string {
+	parts := make([]string, len(holders))
+	for i, o := range holders {
+		who, how := fmt.Sprintf("sandbox %q", o.Sandbox), "read-write"
+		if o.Sandbox == "" {
+			who = "a program"
+		}
+		if o.Readonly {
+			how = "read-only"
+		}
+		parts[i] = fmt.Sprintf("%s (%s, process %d, since %s)", who, how, o.PID, formatTime(o.Since))
+	}
+	return dash(strings.Join(parts, ", "))
 }
 
 func orDash(s *string) string {

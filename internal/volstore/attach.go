@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/microsandbox-go/microsandbox/internal/diskimg"
+	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	"github.com/microsandbox-go/microsandbox/internal/records"
 )
 
@@ -113,7 +114,11 @@ func (s *Store) attach(ctx context.Context, v *Volume, mode AttachMode, h Holder
 	}
 	a.Volume = *now
 	if now.Kind == KindDisk {
-		if a.Disk, _, err = diskimg.OpenRaw(now.DiskPath, h.Readonly); err != nil {
+		a.Disk, _, err = diskimg.OpenRaw(now.DiskPath, h.Readonly)
+		if holders, _ := readHolders(lock); errors.Is(err, errdefs.ErrVolumeInUse) && len(holders) > 0 {
+			err = inUse(now.Name, holders)
+		}
+		if err != nil {
 			return nil, err
 		}
 	}

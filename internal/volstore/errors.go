@@ -3,6 +3,7 @@ package volstore
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"strings"
 
@@ -55,9 +56,15 @@ func inUse(name string, holders []Holder) error {
 		}
 		who = strings.Join(names, ", ")
 	}
-	return errdefs.Wrap(errdefs.InvalidConfig, errdefs.ErrVolumeInUse, "volume %q is attached by %s", name, who).
-		WithHint("stop what uses it first")
+	e := &errdefs.Error{Kind: errdefs.InvalidConfig, Cause: held(fmt.Sprintf("volume %q is attached by %s", name, who))}
+	return e.WithHint("stop what uses it first")
 }
+
+// held is ErrVolumeInUse in words of its own.
+type held string
+
+func (h held) Error() string { return string(h) }
+func (h held) Unwrap() error { return errdefs.ErrVolumeInUse }
 
 func alreadyExists(name string) *errdefs.Error {
 	return errdefs.New(errdefs.VolumeAlreadyExists, "volume %q already exists", name)

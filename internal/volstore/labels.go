@@ -2,6 +2,7 @@ package volstore
 
 import (
 	"context"
+	"maps"
 
 	"github.com/microsandbox-go/microsandbox/internal/failpoint"
 )
@@ -14,11 +15,30 @@ func (s *Store) SetLabels(ctx context.Context, id string, labels map[string]stri
 	if err := validateLabels(id, labels); err != nil {
 		return nil, err
 	}
-	v, err := s.setLabels(ctx, id, labels)
+	v, err := s.setLabels(ctx, id, func(map[string]string) map[string]string { return labels })
 	return v, s.wrap("label", id, err)
 }
 
-func (s *Store) setLabels(ctx context.Context, id string, labels map[string]string) (*Volume, error) {
+// EditLabels sets some labels of the volume with this id and removes the keys in
+// remove, in one step: editors of different keys do not undo each other.
+// Errors as SetLabels.
+func (s *Store) EditLabels(ctx context.Context, id string, set map[string]string, remove []string) (*Volume, error) {
+	if err := validateLabels(id, set); err != nil {
+		return nil, err
+	}
+	v, err := s.setLabels(ctx, id, func(old map[string]string) map[string]string {
+		labels := map[string]string{}
+		maps.Copy(labels, old)
+		for _, key := range remove {
+			delete(labels, key)
+		}
+		maps.Copy(labels, set)
+		return labels
+	})
+	return v, s.wrap("label", id, err)
+}
+
+func (s *Store) setLabels(ctx context.Context, id string, edit func(old map[string]string) map[string]string) (*Volume, error) {
 	db, done, err := s.records(ctx, true)
 	if err != nil {
 		return nil, err
@@ -33,6 +53,7 @@ func (s *Store) setLabels(ctx context.Context, id string, labels map[string]stri
 		return nil, err
 	}
 	defer lock.unlock()
+	labels := edit(r.Labels)
 	if err := db.SetVolumeLabels(ctx, id, r.Name, labels); err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@ package volstore
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -10,8 +11,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/microsandbox-go/microsandbox/internal/diskimg"
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	"github.com/microsandbox-go/microsandbox/internal/failpoint"
+	"github.com/microsandbox-go/microsandbox/internal/home"
 	"github.com/microsandbox-go/microsandbox/internal/records"
 )
 
@@ -93,11 +96,20 @@ func (s *Store) RemoveID(ctx context.Context, id string) error {
 }
 
 func (s *Store) removeID(ctx context.Context, db *records.DB, r *records.Volume) error {
+	return s.removeIf(ctx, db, r, func(*records.Volume) bool { return true })
+}
+
+// removeIf removes a volume if wanted says so of its record as it is once the
+// name is locked. Otherwise it returns errUnwanted.
+func (s *Store) removeIf(ctx context.Context, db *records.DB, r *records.Volume, wanted func(*records.Volume) bool) error {
 	lock, r, found, err := s.lockVolume(ctx, db, r)
 	if err != nil {
 		return err
 	}
 	defer lock.unlock()
+	if !wanted(r) {
+		return errUnwanted
+	}
 	return s.removeLocked(ctx, db, r, found)
 }
 
@@ -174,11 +186,29 @@ func (s *Store) lockUnattached(ctx context.Context, r *records.Volume) (*os.File
 		return nil, err
 	}
 	err = s.tryAttachLock(ctx, f, unix.LOCK_EX, r.Name)
+	if err == nil && r.Kind == KindDisk {
+		err = s.imageIsFree(r)
+	}
 	if err != nil {
 		_ = f.Close()
 		return nil, err
 	}
 	return f, nil
+}
+
+// imageIsFree asks for QEMU's image locks: a host tool may work on the image
+// without having the volume attached. Whatever else is wrong with the image does
+// not matter here.
+func (s *Store) imageIsFree(r *records.Volume) error {
+	f, _, err := diskimg.OpenRaw(filepath.Join(s.home.Volume(r.Name), home.DiskFile), false)
+	if errors.Is(err, errdefs.ErrVolumeInUse) {
+		e := &errdefs.Error{Kind: errdefs.InvalidConfig, Cause: held(fmt.Sprintf("volume %q: its disk image is open in another program", r.Name))}
+		return e.WithHint("end the program that has %s open", filepath.Join(s.home.Volume(r.Name), home.DiskFile))
+	}
+	if err == nil {
+		_ = f.Close()
+	}
+	return nil
 }
 
 // clearName moves the state and the data of a removed volume to the trash. What

@@ -22,17 +22,32 @@ var (
 // After a crash it has one of the two names. Errors: InvalidConfig, also with the
 // cause ErrVolumeInUse; VolumeNotFound; VolumeAlreadyExists; Cancelled; IO.
 func (s *Store) Rename(ctx context.Context, from, to string) (*Volume, error) {
+	return s.checkedRename(ctx, from, to, "")
+}
+
+// RenameID is Rename of the volume with this id and no successor of its name.
+func (s *Store) RenameID(ctx context.Context, id, to string) (*Volume, error) {
+	v, err := s.GetByID(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return s.checkedRename(ctx, v.Name, to, id)
+}
+
+func (s *Store) checkedRename(ctx context.Context, from, to, id string) (*Volume, error) {
 	if err := ValidateName(to); err != nil {
 		return nil, err
 	}
 	if from == to {
 		return nil, errdefs.New(errdefs.InvalidConfig, "volume %q has this name already", from)
 	}
-	v, err := s.rename(ctx, from, to)
+	v, err := s.rename(ctx, from, to, id)
 	return v, s.wrap("rename", from, err)
 }
 
-func (s *Store) rename(ctx context.Context, from, to string) (*Volume, error) {
+// rename renames what is called from when both names are locked; id "" is any
+// volume.
+func (s *Store) rename(ctx context.Context, from, to, id string) (*Volume, error) {
 	db, done, err := s.records(ctx, true)
 	if err != nil {
 		return nil, err
@@ -48,7 +63,7 @@ func (s *Store) rename(ctx context.Context, from, to string) (*Volume, error) {
 		return nil, err
 	}
 	r := found.records[from]
-	if r == nil {
+	if r == nil || (id != "" && r.ID != id) {
 		return nil, s.notFound(from, records.VolumeNotFound(from))
 	}
 	if err := s.nameIsFree(found, &staging{s: s, record: records.Volume{Name: to}}); err != nil {

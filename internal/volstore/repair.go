@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
@@ -99,19 +100,44 @@ func (s *Store) checkStrangers(all []*records.Volume, tombs []records.Tombstone)
 		ours[r.Name] = true
 		ours[r.MovingFrom] = true
 	}
+	staged, err := s.stagedNames()
+	if err != nil {
+		return nil, err
+	}
 	names, err := listNames(s.home.Volumes())
 	if err != nil {
 		return nil, err
 	}
+	slices.Sort(names)
 	for _, name := range names {
 		if strings.HasPrefix(name, ".") || ours[name] {
 			continue
 		}
 		f := Finding{Kind: FoundStranger, Name: name, Path: s.home.Volume(name), Detail: "take it over with: msb volume adopt " + name}
+		if id, ok, err := identityAt(f.Path); err == nil && ok && id.Same(staged[name]) {
+			continue // found among the stagings
+		}
 		if t := s.removedAt(f.Path, tombs); t != nil {
 			f.Kind, f.ID, f.Detail = FoundTombstone, t.ID, ""
 		}
 		out = append(out, f)
+	}
+	return out, nil
+}
+
+// stagedNames returns the identities of data that has its name already but no
+// record yet.
+func (s *Store) stagedNames() (map[string]records.Identity, error) {
+	ids, err := listNames(s.home.Staging())
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]records.Identity{}
+	for _, id := range ids {
+		path := filepath.Join(s.home.Staging(), id)
+		if r, err := readNote(filepath.Join(path, noteName)); err == nil && !exists(filepath.Join(path, dataName)) {
+			out[r.Name] = r.Identity
+		}
 	}
 	return out, nil
 }
@@ -130,22 +156,27 @@ func (s *Store) removedAt(path string, tombs []records.Tombstone) *records.Tombs
 // checkBookkeeping looks for remainders in the hidden directories. Staging that
 // is locked belongs to a living maker.
 func (s *Store) checkBookkeeping(known map[string]bool) (out []Finding, err error) {
-	for dir, kind := range map[string]FindingKind{s.home.Staging(): FoundStaging, s.home.Trash(): FoundTrash, s.home.States(): FoundOrphan} {
+	for _, in := range []struct {
+		dir  string
+		kind FindingKind
+	}{{s.home.Staging(), FoundStaging}, {s.home.Trash(), FoundTrash}, {s.home.States(), FoundOrphan}} {
+		dir, kind := in.dir, in.kind
 		ids, err := listNames(dir)
 		if err != nil {
 			return nil, err
 		}
+		slices.Sort(ids)
 		for _, id := range ids {
 			f := Finding{Kind: kind, ID: id, Path: filepath.Join(dir, id)}
 			if kind == FoundOrphan {
 				if known[id] {
 					continue
 				}
-				if r, err := readNote(filepath.Join(f.Path, noteName)); err == nil {
-					f.Name = r.Name
-				}
 			} else if busy(f.Path) {
 				continue
+			}
+			if r, err := readNote(filepath.Join(f.Path, noteName)); err == nil {
+				f.Name = r.Name
 			}
 			out = append(out, f)
 		}
