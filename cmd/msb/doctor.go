@@ -4,13 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/microsandbox-go/microsandbox"
 	"github.com/microsandbox-go/microsandbox/cmd/msb/agentbin"
 	"github.com/microsandbox-go/microsandbox/internal/confine"
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
@@ -92,6 +96,7 @@ func printDiagnoses(cmd *cobra.Command, list []diagnosis) error {
 func diagnose(ctx context.Context, h home.Dir) []diagnosis {
 	list := []diagnosis{
 		homeDiagnosis(h),
+		volumesDiagnosis(ctx),
 		xattrDiagnosis(h),
 		toolDiagnosis("mkfs.ext4", "disk volumes and the writable layer of sandboxes", "apt-get install e2fsprogs", true),
 		qemuDiagnosis(),
@@ -123,6 +128,31 @@ func homeDiagnosis(h home.Dir) diagnosis {
 	case fi.Mode().Perm()&0o077 != 0:
 		d.Status, d.Detail, d.Remedy = statusWeak, fmt.Sprintf("%s has mode %04o: others can look into volumes", h, fi.Mode().Perm()), "chmod 700 "+string(h)
 	}
+	return d
+}
+
+// volumesDiagnosis looks for what killed programs left and for directories that
+// belong to no volume.
+func volumesDiagnosis(ctx context.Context) diagnosis {
+	d := diagnosis{Name: "volumes", Status: statusOK, Detail: "nothing left over, no strangers"}
+	found, err := microsandbox.CheckVolumes(ctx)
+	if err != nil {
+		d.Status, d.Detail = statusWeak, "not looked at: "+err.Error()
+		return d
+	}
+	count := map[string]int{}
+	for _, f := range found {
+		count[f.Kind]++
+	}
+	if len(count) == 0 {
+		return d
+	}
+	kinds := make([]string, 0, len(count))
+	for _, kind := range slices.Sorted(maps.Keys(count)) {
+		kinds = append(kinds, fmt.Sprintf("%d %s", count[kind], kind))
+	}
+	d.Status, d.Detail = statusWeak, strings.Join(kinds, ", ")
+	d.Remedy = "msb volume repair says what it is; directories that belong to no volume are never touched and can be adopted"
 	return d
 }
 
