@@ -255,15 +255,18 @@ func choose(h home.Dir) (Info, error) {
 	return all[0], nil
 }
 
+// envHint is the way out of a wrong EnvVar.
+const envHint = "set " + EnvVar + " to a kernel of msb kernel ls, a vmlinux or a bzImage, or unset it"
+
 // outsideKernel describes a kernel file that is not of the home.
 func outsideKernel(path string) (Info, error) {
 	b, err := readFile(path, maxImage)
 	if err != nil {
-		return Info{}, errdefs.Wrap(errdefs.InvalidConfig, err, "%s", EnvVar)
+		return Info{}, errdefs.Wrap(errdefs.InvalidConfig, err, "%s=%s", EnvVar, path).WithHint(envHint)
 	}
 	img, err := parseImage(b)
 	if err != nil {
-		return Info{}, errdefs.Wrap(errdefs.InvalidConfig, err, "%s=%s", EnvVar, path)
+		return Info{}, errdefs.Wrap(errdefs.InvalidConfig, err, "%s=%s", EnvVar, path).WithHint(envHint)
 	}
 	abs, err := filepath.Abs(path)
 	if err != nil {

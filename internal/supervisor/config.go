@@ -74,6 +74,8 @@ func newFailure(err error) *failure {
 	var e *errdefs.Error
 	if asError(err, &e) {
 		f.Hint, f.Op, f.Vol = e.Hint, e.Op, e.Volume
+	} else {
+		f.Kind = int(errdefs.Internal)
 	}
 	f.Busy = isBusy(err)
 	return f

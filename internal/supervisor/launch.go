@@ -21,7 +21,7 @@ import (
 const (
 	requestTime = 10 * time.Second // to take the request
 	versionTime = 20 * time.Second // to say its version
-	abortTime   = 10 * time.Second // to end after a boot was given up: its tear-down takes 2 s
+	abortTime   = 5 * time.Second  // to end after a boot was given up: its tear-down takes 2 s
 )
 
 // Handle is the creator's hold on a supervisor that it started. Its methods may

@@ -125,7 +125,7 @@ func (m *machine) startError(ctx context.Context, err error) error {
 		said = m.stderr.lastLine("")
 	}
 	if said == "" {
-		return errdefs.Wrap(errdefs.Internal, err, "QEMU did not start")
+		return errdefs.Wrap(errdefs.Internal, err, "QEMU did not start").WithHint("msb doctor shows what QEMU needs")
 	}
 	e := errdefs.New(errdefs.Internal, "QEMU did not start: %s", said)
 	switch {
