@@ -145,11 +145,13 @@ func (b *builder) disk(i int, d vmm.Disk) {
 }
 
 // kernelLine is the guest kernel's command line. Without tsc_early_khz a microvm
-// under TCG hangs at TSC calibration: it has neither PIT nor HPET.
+// under TCG hangs at TSC calibration: it has neither PIT nor HPET. Without
+// tsc=reliable one with several CPUs distrusts the TSC and counts ticks, of which
+// a busy host loses many: its clock goes slow. TCG's CPUs all read the host's.
 func kernelLine(c *vmm.Config, accel vmm.Accel, tscKHz int) string {
 	words := []string{"console=ttyS0", "quiet", "reboot=t", "panic=-1", "pci=off", "rcupdate.rcu_expedited=1"}
 	if accel == vmm.AccelTCG && tscKHz > 0 {
-		words = append(words, "tsc_early_khz="+strconv.Itoa(tscKHz))
+		words = append(words, "tsc_early_khz="+strconv.Itoa(tscKHz), "tsc=reliable")
 	}
 	if c.CPUs == 1 {
 		words = append(words, "noreplace-smp")
