@@ -7,7 +7,9 @@
 # It does nothing when its inputs are unchanged: this script, the program that
 # packs the layout, and the apt sources; --force builds again, for newer
 # packages. Nothing outside build/ is written, but for the Debian package
-# mmdebstrap, which is installed when it is missing and this runs as root.
+# mmdebstrap, which is installed when it is missing and this runs as root, and
+# for a temporary directory in /tmp where build/ is out of reach of the user
+# namespace (in a home that only its owner may enter).
 # As an ordinary user it needs user namespaces and the packages mmdebstrap and
 # uidmap (with a range in /etc/subuid), or mmdebstrap, fakechroot and fakeroot.
 set -euo pipefail
@@ -60,6 +62,39 @@ mode() {
   die "an ordinary user needs the packages fakechroot and fakeroot, or uidmap with a range for $(id -un) in /etc/subuid and user namespaces"
 }
 
+# Removes what it can of a temporary directory. Files made in a user namespace
+# have owners that only that namespace may speak for.
+remove() {
+  [ -e "$1" ] || return 0
+  rm -rf --one-file-system "$1" 2>/dev/null ||
+    unshare --user --map-root-user --map-auto rm -rf --one-file-system "$1" 2>/dev/null || true
+}
+
+# Whether everybody may enter a directory and all above it: in a user namespace
+# mmdebstrap is somebody else, even for its own caller.
+entered_by_all() {
+  local d=$1
+  while :; do
+    case $(stat -c %A "$d") in *[xt]) ;; *) return 1 ;; esac
+    [ "$d" != / ] || return 0
+    d=$(dirname "$d")
+  done
+}
+
+# The directory that the file tree is made in.
+workdir() {
+  remove build/tmp # what a killed run left
+  mkdir -p build/tmp
+  if [ "$1" = unshare ] && ! entered_by_all "$PWD/build/tmp"; then
+    local d
+    d=$(mktemp -d /tmp/msb-demo-image.XXXXXX)
+    chmod 755 "$d"
+    echo "$d"
+    return
+  fi
+  echo "$PWD/build/tmp"
+}
+
 # What the running system needs to reach its mirror: proxies and relaxed dates.
 apt_options() {
   apt-config dump 2>/dev/null | grep -iE '^Acquire::(https?::|Check-)' | grep -v '""' | sed 's/^/--aptopt=/'
@@ -72,9 +107,9 @@ build() {
   mapfile -t opts < <(apt_options)
   rm -rf "$tmp"
   say "building from Debian $suite packages ($packages), mode $m, sources ${src:-default}"
-  rm -rf --one-file-system build/tmp 2>/dev/null || true # what a killed run left
-  mkdir -p build/tmp
-  TMPDIR=$PWD/build/tmp mmdebstrap --mode="$m" --variant=minbase --include="$packages" "${opts[@]}" \
+  work=$(workdir "$m")
+  trap 'remove "$work"' EXIT
+  TMPDIR=$work mmdebstrap --mode="$m" --variant=minbase --include="$packages" "${opts[@]}" \
     --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/info/*' \
     --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/lintian/*' \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \

@@ -8,9 +8,11 @@ set -euo pipefail
 msb=$1
 begin=$(date +%s%N)
 step=0
+bold= plain=
+if [ -t 1 ] && [ -z "${NO_COLOR-}" ] && [ "${TERM-dumb}" != dumb ]; then bold=$'\033[1m' plain=$'\033[0m'; fi
 step() {
 	step=$((step + 1))
-	printf '\n\033[1m%d. %s\033[0m  (%s s)\n' $step "$1" "$(awk "BEGIN{printf \"%.1f\", ($(date +%s%N)-$begin)/1e9}")"
+	printf '\n%s%d. %s%s  (%s s)\n' "$bold" $step "$1" "$plain" "$(awk "BEGIN{printf \"%.1f\", ($(date +%s%N)-$begin)/1e9}")"
 }
 run() {
 	printf '   $ msb'
