@@ -3,6 +3,7 @@ package vhostuser
 import (
 	"runtime"
 	"runtime/debug"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,6 +18,14 @@ const (
 	batchBytes = 128 << 10
 )
 
+// breathEvery is how often the thread passes through the scheduler; it must be
+// below the 10 ms after which the runtime wants to preempt. The clock is looked
+// at after about breathWork requests, a page of payload counting as one more.
+const (
+	breathEvery = 8 * time.Millisecond
+	breathWork  = 256
+)
+
 // worker is the part of a queue that only its thread touches.
 type worker struct {
 	cur   *view  // with a reference to its memory; nil: nothing to serve
@@ -27,6 +36,9 @@ type worker struct {
 	nb    int    // completions in batch
 	bytes uint64 // payload bytes of batch
 	wait  [2]unix.EpollEvent
+
+	breath time.Time // when the thread last passed through the scheduler
+	work   uint64    // done since the clock was last looked at
 }
 
 // run is the queue's thread.
@@ -150,6 +162,7 @@ func (q *queue) drain(v *view, n uint16) bool {
 		ok = q.one(v)
 	}
 	q.flush(v)
+	q.breathe()
 	return ok
 }
 
@@ -185,12 +198,28 @@ func (q *queue) handle(v *view, head uint16) {
 	r.In, r.Out = c.iov.in[:c.nin], c.iov.out[:c.nout]
 	r.ticket = ticket{life: v.life, mem: v.mem, head: head}
 	r.Flush = false
+	q.work += 1 + (c.inBytes+c.outBytes)>>12
 	n, done := q.dev.handler.Serve(r)
 	switch {
 	case done && r.iov != nil:
 		q.complete(v, usedElem{head: head, n: uint32(n)}, c.inBytes+c.outBytes)
 	case done == (r.iov == nil):
 		panic("vhostuser: a handler must either be done or detach")
+	}
+}
+
+// breathe passes through the scheduler now and then. A goroutine that has not
+// done so for 10 ms and spends its time in system calls makes the runtime's
+// monitor take its processor away in each of them, and wake every 20 µs to find
+// out: measured, 5 to 8 % more processor time in streams.
+func (q *queue) breathe() {
+	if q.work < breathWork {
+		return
+	}
+	q.work = 0
+	if now := time.Now(); now.Sub(q.breath) > breathEvery {
+		q.breath = now
+		runtime.Gosched()
 	}
 }
 
