@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"strconv"
 	"syscall"
 	"unsafe"
@@ -102,7 +103,7 @@ func (s *stage) run() error {
 		{PrivateRoot, s.isolate},
 		{PrivateRoot, s.openProc},
 		{PrivateRoot, s.privateRoot},
-		{Rlimits, s.limit},
+		{Rlimits, func() error { return s.limit(false) }},
 		{OwnUser, s.switchUser},
 		{Capabilities, s.reduce},
 		{OwnUser, s.readable},
@@ -117,6 +118,9 @@ func (s *stage) run() error {
 	}
 	if err := s.writeReport(report{Findings: s.findings}); err != nil {
 		return err
+	}
+	if err := s.limit(true); err != nil {
+		return fmt.Errorf("%s: %w", Rlimits, err)
 	}
 	return s.execute()
 }
@@ -188,8 +192,16 @@ func (s *stage) privateRoot() error {
 	return unix.Chdir("/")
 }
 
-func (s *stage) limit() error {
+// limit lowers the limits: on memory at the very end, since they are the
+// program's and less than what this process has reserved, on all else before.
+func (s *stage) limit(memory bool) error {
 	for _, l := range s.Profile.Rlimits {
+		if memory != (l.Resource == unix.RLIMIT_AS || l.Resource == unix.RLIMIT_DATA) {
+			continue
+		}
+		if memory {
+			debug.SetGCPercent(-1) // a collection would want memory of its own
+		}
 		var r unix.Rlimit
 		if err := unix.Getrlimit(l.Resource, &r); err != nil {
 			return fmt.Errorf("limit %d: %w", l.Resource, err)

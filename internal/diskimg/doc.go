@@ -8,6 +8,9 @@
 // on it, so that QEMU, host tools that know these locks, and we exclude each
 // other: one writer or many readers.
 //
+// [CheckExt4] makes an image whole again after an unclean end: e2fsck -p, confined
+// and limited, for its input is a guest's.
+//
 // The package trusts mkfs.ext4 with a file that it made itself. It never runs
-// e2fsprogs over bytes that a guest wrote.
+// e2fsprogs unconfined over bytes that a guest wrote.
 package diskimg

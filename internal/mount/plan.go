@@ -51,6 +51,19 @@ type Plan struct {
 	closers []io.Closer // in order of acquisition
 }
 
+// MarkClean notes that the guest has unmounted everything and ended: disk
+// volumes need no check before they are attached again. Call it when the machine
+// is gone, before Close.
+func (p *Plan) MarkClean() error {
+	var errs []error
+	for _, c := range p.closers {
+		if a, ok := c.(*volstore.Attachment); ok {
+			errs = append(errs, a.MarkClean())
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // Close gives everything back that was not inherited. It is idempotent.
 func (p *Plan) Close() error {
 	var errs []error

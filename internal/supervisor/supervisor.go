@@ -13,6 +13,7 @@ import (
 
 	"github.com/microsandbox-go/microsandbox/internal/agentproto"
 	"github.com/microsandbox-go/microsandbox/internal/confine"
+	"github.com/microsandbox-go/microsandbox/internal/diskimg"
 	"github.com/microsandbox-go/microsandbox/internal/failpoint"
 	"github.com/microsandbox-go/microsandbox/internal/fileserver"
 	"github.com/microsandbox-go/microsandbox/internal/home"
@@ -168,6 +169,10 @@ func (s *supervisor) start(ctx context.Context, report func(step string)) error 
 
 func (s *supervisor) openMounts(ctx context.Context) error {
 	vols := volstore.New(s.h)
+	vols.SetChecker(func(ctx context.Context, v *volstore.Volume, image *os.File) error {
+		s.log.system("checking disk volume " + v.Name + ": its last sandbox did not end cleanly")
+		return diskimg.CheckExt4(ctx, s.msb, image, v.DiskPath, diskimg.Limits{})
+	})
 	s.undo = append(s.undo, func() { vols.Close() })
 	plan, err := mount.Open(ctx, vols, s.cfg.Mounts, mount.OpenOptions{
 		Sandbox: s.cfg.Name, PID: os.Getpid(), GuestUID: s.cfg.GuestUID, GuestGID: s.cfg.GuestGID,
@@ -342,6 +347,7 @@ func (s *supervisor) tearDown() {
 	if s.machine != nil {
 		s.machine.Kill()
 		<-s.machine.Done()
+		s.markClean()
 	}
 	if s.files != nil {
 		select {
@@ -356,6 +362,17 @@ func (s *supervisor) tearDown() {
 	if s.relay != nil {
 		s.relay.close(nil)
 		s.relay.wait()
+	}
+}
+
+// markClean spares disk volumes the check if the guest unmounted them and
+// powered off.
+func (s *supervisor) markClean() {
+	if s.relay == nil || s.machineEnd() != "" {
+		return
+	}
+	if err := s.plan.MarkClean(); err != nil {
+		s.log.system("disk volumes will be checked when they are attached again: " + err.Error())
 	}
 }
 

@@ -53,6 +53,8 @@ type Attachment struct {
 	Volume Volume
 	Lock   *os.File // to be inherited by the process that serves the volume
 	Disk   *os.File // image of a disk volume with QEMU's image locks, nil for a directory
+
+	clean string // path of the clean mark that was taken away; "" for directories and readers
 }
 
 // Close gives up this process's part of the attachment.
@@ -70,8 +72,11 @@ func (a *Attachment) Close() error {
 // Attach takes the attach lock of the volume with this name, then reads its
 // record again, so that it cannot race a removal. h.Since is set to now.
 //
+// A disk volume that may be written is checked first if its last holder did not
+// end cleanly; see SetChecker and Attachment.MarkClean.
+//
 // Errors: VolumeNotFound; InvalidConfig with the cause ErrVolumeInUse, naming
-// the holders; Cancelled; IO.
+// the holders; Filesystem when the image is damaged beyond repair; Cancelled; IO.
 func (s *Store) Attach(ctx context.Context, name string, mode AttachMode, h Holder) (*Attachment, error) {
 	v, err := s.Get(ctx, name)
 	if err != nil {
@@ -117,6 +122,9 @@ func (s *Store) attach(ctx context.Context, v *Volume, mode AttachMode, h Holder
 		a.Disk, _, err = diskimg.OpenRaw(now.DiskPath, h.Readonly)
 		if holders, _ := readHolders(lock); errors.Is(err, errdefs.ErrVolumeInUse) && len(holders) > 0 {
 			err = inUse(now.Name, holders)
+		}
+		if err == nil && !h.Readonly {
+			err = s.prepareImage(ctx, a)
 		}
 		if err != nil {
 			return nil, err

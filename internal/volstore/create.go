@@ -118,6 +118,9 @@ func (s *Store) stage(ctx context.Context, sp Spec) (_ *staging, err error) {
 func (s *Store) newStaging(sp Spec) (*staging, error) {
 	now := time.Now()
 	id, err := ulid.New(ulid.Timestamp(now), rand.Reader)
+	if sp.ID != "" {
+		id, err = ulid.ParseStrict(sp.ID)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -155,6 +158,9 @@ func (st *staging) makeData(ctx context.Context) error {
 	if st.record.Kind == KindDisk {
 		image := filepath.Join(data, home.DiskFile)
 		if err := diskimg.FormatExt4(ctx, image, st.record.CapacityBytes, diskimg.FormatOptions{}); err != nil {
+			return err
+		}
+		if err := touch(filepath.Join(st.path, cleanName)); err != nil {
 			return err
 		}
 		if err := syncDir(data); err != nil { // an empty directory has nothing of its own to sync

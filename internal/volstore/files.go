@@ -20,6 +20,7 @@ const (
 	noteName   = "volume.json" // copy of the record
 	attachName = "attach"      // flocked by holders
 	aliveName  = "alive"       // unlinked when the volume is removed
+	cleanName  = "clean"       // disk volumes: the image needs no check
 )
 
 // note is the content of volume.json.

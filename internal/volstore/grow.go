@@ -77,6 +77,9 @@ func (s *Store) growTo(ctx context.Context, v *Volume, size int64, grow Grower) 
 	if err := pointSized.Hit(); err != nil {
 		return err
 	}
+	if err := a.MarkClean(); err != nil {
+		return err
+	}
 	db, done, err := s.records(ctx, true)
 	if err != nil {
 		return err

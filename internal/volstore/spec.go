@@ -25,6 +25,10 @@ type Spec struct {
 	Name, Kind        string
 	QuotaMiB, SizeMiB uint32 // MiB = 1<<20 bytes
 	Labels            map[string]string
+
+	// ID is that of the new volume, a ULID of a caller that has written down
+	// what it is about to make; "" means a new one.
+	ID string
 }
 
 // ValidateName checks a volume name: ASCII letters, digits, '.', '-' and '_',

@@ -23,6 +23,7 @@ type Store struct {
 
 	// reapElsewhere deletes large trees from the trash; nil: a goroutine here.
 	reapElsewhere func(h home.Dir) error
+	check         Checker // nil: images that need it are refused
 	background    sync.WaitGroup
 }
 
