@@ -28,6 +28,7 @@ type options struct {
 	c       string
 	dir     string
 	profile string
+	bare    bool
 	ours    string
 }
 
@@ -38,9 +39,10 @@ func main() {
 	flag.DurationVar(&o.each, "each", 200*time.Millisecond, "length of a round")
 	flag.StringVar(&o.out, "out", "", "write everything measured to this JSON `file`")
 	flag.StringVar(&o.c, "virtiofsd", "/usr/lib/qemu/virtiofsd", "the server to compare with")
-	flag.StringVar(&o.ours, "ours", "", "our server, instead of building it")
+	flag.BoolVar(&o.bare, "bare", false, "measure our server without its confinement, instead of msb virtiofs")
+	flag.StringVar(&o.ours, "ours", "", "our server (msb, or ourserver with -bare), instead of building it")
 	flag.StringVar(&o.dir, "dir", "", "work in this directory instead of a temporary one, and keep its tree")
-	flag.StringVar(&o.profile, "cpuprofile", "", "write a CPU profile of our server (stat-virt off)")
+	flag.StringVar(&o.profile, "cpuprofile", "", "write a CPU profile of our server (stat-virt off, -bare)")
 	flag.Parse()
 	var err error
 	if o.rows, err = regexp.Compile(*rows); err == nil {
@@ -70,7 +72,7 @@ func run(o *options) (err error) {
 		return err
 	}
 	if o.ours == "" {
-		if o.ours, err = buildOurs(o.dir, os.Stderr); err != nil {
+		if o.ours, err = buildOurs(o.dir, o.bare, os.Stderr); err != nil {
 			return fmt.Errorf("build our server: %w", err)
 		}
 	}
@@ -114,6 +116,9 @@ type bench struct {
 func (b *bench) argv(kind string) []string {
 	if kind == "c" {
 		return []string{b.o.c, "--socket-path=SOCKET", "-o", "source=" + b.tree, "-o", "sandbox=chroot"}
+	}
+	if !b.o.bare {
+		return []string{b.o.ours, "virtiofs", "--socket", "SOCKET", "--dir", b.tree, "--stat-virt", kind}
 	}
 	argv := []string{b.o.ours, "-socket", "SOCKET", "-dir", b.tree, "-stat-virt", kind}
 	if b.o.profile != "" && kind == "off" {

@@ -73,6 +73,7 @@ func (s *server) connect(sock string) error {
 	if s.c, err = frontend.Connect(conn, frontend.Options{MemMiB: 160}); err != nil {
 		return err
 	}
+	s.pid = worker(s.pid)
 	s.fs, err = fuseclient.Mount(s.c)
 	return err
 }
@@ -149,11 +150,33 @@ func statusValue(file, key string) int {
 	return 0
 }
 
-// buildOurs builds our server without confinement.
-func buildOurs(dir string, log io.Writer) (string, error) {
-	bin := filepath.Join(dir, "ourserver")
-	cmd := exec.Command("go", "build", "-o", bin, "github.com/microsandbox-go/microsandbox/bench/virtiofs/ourserver")
+// buildOurs builds msb, or our server without confinement.
+func buildOurs(dir string, bare bool, log io.Writer) (string, error) {
+	pkg, name := "cmd/msb", "msb"
+	if bare {
+		pkg, name = "bench/virtiofs/ourserver", "ourserver"
+	}
+	bin := filepath.Join(dir, name)
+	cmd := exec.Command("go", "build", "-o", bin, "github.com/microsandbox-go/microsandbox/"+pkg)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	cmd.Stdout, cmd.Stderr = log, log
 	return bin, cmd.Run()
+}
+
+// worker returns the process that serves: the last descendant, as msb serves
+// in a confined child.
+func worker(pid int) int {
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	for _, t := range tasks {
+		b, err := os.ReadFile(t)
+		if err != nil {
+			continue
+		}
+		for _, f := range strings.Fields(string(b)) {
+			if child, err := strconv.Atoi(f); err == nil {
+				return worker(child)
+			}
+		}
+	}
+	return pid
 }
