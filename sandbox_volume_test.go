@@ -314,7 +314,10 @@ func TestFailedLaunchLeavesNothing(t *testing.T) {
 	t.Run("B-69 the guest cannot mount", func(t *testing.T) {
 		_, err := msb.CreateSandbox(ctx, "late", msb.WithImage(vmtest.Image), fresh,
 			msb.WithMounts(map[string]msb.MountConfig{"/img": msb.Mount.Disk(blank, msb.DiskOptions{})}))
-		wantKind(t, err, msb.ErrInvalidConfig, "/img")
+		wantKind(t, err, msb.ErrInvalidConfig, "/img", "no file system")
+		if strings.Contains(err.Error(), "\n") {
+			t.Errorf("message of several lines: %q", err)
+		}
 		gone(t)
 	})
 	t.Run("B-69 the caller gives up", func(t *testing.T) {

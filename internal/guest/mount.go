@@ -103,7 +103,7 @@ func mountDisk(m agentproto.Mount, mods *modules) error {
 			return fmt.Errorf("disk %s: %w", m.Source, err)
 		}
 	}
-	var problems []error
+	var problems []string
 	for _, fstype := range types {
 		if err = mods.load(moduleOf(fstype)); err == nil {
 			err = mountFS(dev, m, fstype)
@@ -111,12 +111,12 @@ func mountDisk(m agentproto.Mount, mods *modules) error {
 		if err == nil {
 			return nil
 		}
-		problems = append(problems, fmt.Errorf("%s: %w", fstype, err))
+		problems = append(problems, fmt.Sprintf("%s: %v", fstype, err))
 	}
 	if len(problems) == 0 {
 		return fmt.Errorf("disk %s: no file system found on it", m.Source)
 	}
-	return fmt.Errorf("disk %s: %w", m.Source, errors.Join(problems...))
+	return fmt.Errorf("disk %s: no file system that can be mounted (%s)", m.Source, strings.Join(problems, "; "))
 }
 
 func moduleOf(fstype string) string {
