@@ -22,8 +22,6 @@ import (
 	"regexp"
 	"syscall"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/microsandbox-go/microsandbox/internal/home"
 )
 
@@ -65,7 +63,6 @@ func main() {
 func run(o *options) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	urgent()
 	dir, err := os.MkdirTemp("", "bench-boot")
 	if err != nil {
 		return err
@@ -95,19 +92,6 @@ func run(o *options) error {
 		return r.write(o.out)
 	}
 	return nil
-}
-
-// urgent gives this process and all it starts a higher priority where it may:
-// on a busy machine all rows shall have the processors. Priorities belong to
-// threads; new ones have that of their makers.
-func urgent() {
-	threads, _ := os.ReadDir("/proc/self/task")
-	for _, t := range threads {
-		var tid int
-		if _, err := fmt.Sscan(t.Name(), &tid); err == nil {
-			_ = unix.Setpriority(unix.PRIO_PROCESS, tid, -15)
-		}
-	}
 }
 
 // bench is what all measurements share.

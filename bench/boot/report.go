@@ -90,33 +90,38 @@ func (r *rowResult) verdict(c comparison) string {
 	return "miss"
 }
 
-// print writes the markdown tables.
+// print writes the markdown tables: how each row compares, then its phases.
 func (r *report) print(w io.Writer) {
-	fmt.Fprintf(w, "%s\n\n%s, accelerator %s, %d rounds\n", r.Info, r.QEMU, r.Accel, r.Rounds)
+	fmt.Fprintf(w, "%s, %s, accelerator %s, %d rounds.\n", r.Info, r.QEMU, r.Accel, r.Rounds)
 	for i := range r.Kernels {
-		r.Kernels[i].print(w)
+		r.Kernels[i].printRatios(w)
+	}
+	fmt.Fprint(w, "\n<!-- details -->\n")
+	for i := range r.Kernels {
+		r.Kernels[i].printPhases(w)
 	}
 }
 
-func (k *kernelResult) print(w io.Writer) {
-	fmt.Fprintf(w, "\n%s kernel, Linux %s:\n\n", k.Name, k.Release)
-	fmt.Fprintln(w, "| what boots | boot to first exec, ms | ratio (best, paired) | to | must | |\n|---|---|---|---|---|---|")
+func (k *kernelResult) printRatios(w io.Writer) {
+	fmt.Fprintf(w, "\n| %s kernel, Linux %s | boot to first exec, ms | ratio (best, paired) | to | must | |\n|---|---|---|---|---|---|\n", k.Name, k.Release)
 	for i := range k.Rows {
 		r := &k.Rows[i]
-		total := r.each(sample.total)
-		line := fmt.Sprintf("| %s | %s |", r.Name, spread(total))
-		if c, ok := k.compare(r); ok {
-			must := ""
-			if r.Must > 0 {
-				must = fmt.Sprintf("≤ %.4gx", r.Must)
-			}
-			line += fmt.Sprintf(" **%.2fx** (%.2f, %.2f) | %s | %s | %s |", c.Medians, c.Best, c.Paired, r.Of, must, r.verdict(c))
-		} else {
-			line += " | | | |"
+		line := fmt.Sprintf("| %s | %s |", r.Name, spread(r.each(sample.total)))
+		c, ok := k.compare(r)
+		if !ok {
+			fmt.Fprintln(w, line, "| | | |")
+			continue
 		}
-		fmt.Fprintln(w, line)
+		must := ""
+		if r.Must > 0 {
+			must = fmt.Sprintf("≤ %.4gx", r.Must)
+		}
+		fmt.Fprintf(w, "%s **%.2fx** (%.2f, %.2f) | %s | %s | %s |\n", line, c.Medians, c.Best, c.Paired, r.Of, must, r.verdict(c))
 	}
-	fmt.Fprintln(w, "\n| medians, ms | supervisor | volumes | file server | QEMU | guest | setup | listen | first exec | stop | before | PSS, MiB |\n|---|---|---|---|---|---|---|---|---|---|---|---|")
+}
+
+func (k *kernelResult) printPhases(w io.Writer) {
+	fmt.Fprintf(w, "\n| %s kernel, medians, ms | supervisor | volumes | file server | QEMU | guest | setup | listen | first exec | stop | before | PSS, MiB |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n", k.Name)
 	for i := range k.Rows {
 		fmt.Fprintln(w, k.Rows[i].phases())
 	}
@@ -132,7 +137,7 @@ func (r *rowResult) phases() string {
 		func(s sample) time.Duration { return s.Listen }, func(s sample) time.Duration { return s.Exec },
 		func(s sample) time.Duration { return s.Stop }, func(s sample) time.Duration { return s.Prepare },
 	} {
-		if m := median(r.each(f)); m > 0 {
+		if m := median(r.each(f)); m >= 50*time.Microsecond {
 			line += fmt.Sprintf(" %.3g |", ms(m))
 		} else {
 			line += " |"

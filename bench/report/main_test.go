@@ -1,0 +1,36 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestReplace(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "doc.md")
+	const doc = "a\n<!-- bench:x:begin -->\nold\n<!-- bench:x:end -->\nb\n<!-- bench:y:begin -->\n<!-- bench:y:end -->\n"
+	if err := os.WriteFile(path, []byte(doc), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := replace(path, "x", "new\n\n"); err != nil {
+		t.Fatal(err)
+	}
+	b, _ := os.ReadFile(path)
+	if want := strings.Replace(doc, "old", "new", 1); string(b) != want {
+		t.Errorf("got %q, want %q", b, want)
+	}
+	if err := replace(path, "z", "new"); err == nil {
+		t.Error("replaced what has no markers")
+	}
+}
+
+func TestMissed(t *testing.T) {
+	reasons["test"] = map[string]string{"slow": "because."}
+	defer delete(reasons, "test")
+	got := section{name: "test"}.missed("| row | must | |\n|---|---|---|\n| fast | 1 | ok |\n| slow | 1 | miss |\n| slow | 2 | miss |\n| new | 1 | miss |\n")
+	want := "\nMissed, and why:\n\n- slow: because.\n- new: not looked into yet.\n"
+	if got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
