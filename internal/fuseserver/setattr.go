@@ -128,7 +128,11 @@ func (c *call) setHostOwnerMode(n *inode, in *fusewire.SetattrIn) errno {
 		if in.Valid&fusewire.FattrGID != 0 {
 			gid = in.GID
 		}
-		if err := fchownFd(n.fd, uid, gid); err != 0 {
+		err := fchownFd(n.fd, uid, gid)
+		if err == unix.EINVAL && !c.s.cfg.AsRoot {
+			return unix.EPERM // an id that our user namespace does not have
+		}
+		if err != 0 {
 			return err
 		}
 	}
