@@ -27,38 +27,40 @@ const (
 	off    = microsandbox.StatVirtualizationOff
 )
 
+// A part is something that programs do to a volume.
+type part struct {
+	name string
+	run  func(*testing.T, *kit, *place)
+}
+
 // TestVolume runs everything on four volumes, kept under strict and off and
 // used by root and by an ordinary user of the guest.
 func TestVolume(t *testing.T) {
 	vmtest.Home(t)
 	k := makeKit(t)
 	k.baseline(t)
+	parts := []part{{"posix", posix}, {"tar", archive}, {"git", repository}, {"both sides", bothSides}, {"tree", bigTree}}
 	for _, policy := range []microsandbox.StatVirtualization{strict, off} {
-		t.Run(string(policy), func(t *testing.T) {
-			t.Parallel()
-			name := string(policy)
-			root := &place{volume: name + "-root", policy: policy}
-			user := &place{volume: name + "-user", policy: policy, uid: 1000}
-			boot(t, k, name, root, user)
-			for _, p := range []*place{root, user} {
-				p.parts(t, k)
-			}
-		})
+		name := string(policy)
+		inGuest(t, k, name, parts, &place{volume: name + "-root", policy: policy}, &place{volume: name + "-user", policy: policy, uid: 1000})
 	}
 }
 
-// parts runs everything at one place.
-func (p *place) parts(t *testing.T, k *kit) {
-	for _, part := range []struct {
-		name string
-		run  func(*testing.T, *kit, *place)
-	}{{"posix", posix}, {"tar", archive}, {"git", repository}, {"both sides", bothSides}, {"tree", bigTree}} {
-		t.Run(fmt.Sprintf("uid %d/%s", p.uid, part.name), func(t *testing.T) {
-			began := time.Now()
-			part.run(t, k, p.on(t))
-			took(t, part.name, began)
-		})
-	}
+// inGuest runs parts at the places of one sandbox, beside other sandboxes.
+func inGuest(t *testing.T, k *kit, name string, parts []part, places ...*place) {
+	t.Run(name, func(t *testing.T) {
+		t.Parallel()
+		boot(t, k, name, places...)
+		for _, p := range places {
+			for _, part := range parts {
+				t.Run(fmt.Sprintf("uid %d/%s", p.uid, part.name), func(t *testing.T) {
+					began := time.Now()
+					part.run(t, k, p.on(t))
+					took(t, part.name, began)
+				})
+			}
+		}
+	})
 }
 
 // results are what a run of the guest's binary reported: PASS, FAIL or SKIP by
@@ -109,14 +111,10 @@ func (k *kit) baseline(t *testing.T) {
 // onHost runs a script in an empty directory of a user of the host.
 func onHost(t *testing.T, k *kit, uid int, script string) string {
 	t.Helper()
-	dir, err := os.MkdirTemp(filepath.Dir(k.dir), "plain")
-	if err == nil {
-		err = os.Chown(dir, uid, uid)
-	}
-	if err != nil {
+	dir := openDir(t)
+	if err := os.Chown(dir, uid, uid); err != nil {
 		t.Fatal(err)
 	}
-	defer os.RemoveAll(dir) // it is beside the kit: others may not pass into t.TempDir
 	cmd := exec.Command("/bin/sh", "-euc", script)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), guesttest.DirEnv+"="+dir, "KIT="+k.dir, "LC_ALL=C.UTF-8")
@@ -166,18 +164,38 @@ func posix(t *testing.T, k *kit, p *place) {
 
 // archive extracts a tar archive in the guest and compares what is there.
 func archive(t *testing.T, k *kit, p *place) {
-	name, entries := "plain.tar", k.root
-	if p.policy == strict && p.uid == 0 {
-		name, entries = "devices.tar", k.strict
+	name, want, options := "plain.tar", k.root, ""
+	switch {
+	case p.fixedOwner():
+		want = onlyPermissions(owned(want, uint32(os.Geteuid())))
+		options = "--no-same-owner"
+		if out, talk, _ := p.tries(`touch given; chown 1:1 given || :`); !strings.Contains(talk, "Operation not permitted") {
+			t.Errorf("chown says %s%s", out, talk)
+		}
+	case p.uid != 0:
+		want = owned(want, uint32(p.uid))
+	case p.policy == strict:
+		name, want = "devices.tar", k.strict
 	}
-	want := entries
-	if p.uid != 0 {
-		want = owned(entries, uint32(p.uid))
-	}
-	got := p.runs(`mkdir tar; tar --xattrs -C tar -xpf /kit/` + name + `; /kit/guest.test digest tar`)
+	got := p.runs(`mkdir tar; tar --xattrs ` + options + ` -C tar -xpf /kit/` + name + `; /kit/guest.test digest tar`)
 	sameLines(t, lines(got), conformance.Digest(want))
 	fromHost(t, p, want)
 	p.runs(`rm -r tar; ! ls tar 2>/dev/null`)
+}
+
+// onlyPermissions returns what is left of modes where the host's user keeps the
+// right to read and write, and no set-id or sticky bit: stat-virt=off as an
+// ordinary user of the host.
+func onlyPermissions(entries []*conformance.Entry) []*conformance.Entry {
+	for _, e := range entries {
+		switch e.Mode & unix.S_IFMT {
+		case unix.S_IFREG:
+			e.Mode = e.Mode&^0o7000 | 0o600
+		case unix.S_IFDIR:
+			e.Mode = e.Mode&^0o7000 | 0o700
+		}
+	}
+	return entries
 }
 
 // fromHost compares what the volume shows on the host.
