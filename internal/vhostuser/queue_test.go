@@ -318,14 +318,8 @@ func TestBadRegions(t *testing.T) {
 func TestTruncatedMemory(t *testing.T) {
 	s := serve(t, echo{}, vhostuser.Options{}, frontend.Options{Unsealed: true})
 	q := s.Queue(1)
-	c, err := q.NewChain([]int{4096}, []int{16})
-	if err != nil {
-		t.Fatal(err)
-	}
-	off := c.In[0][:1:1]
-	_ = off
 	s.mustEcho(t, 0)
-	// Rings are at the end of memory; keep them out of reach of our own hands.
+	// The rings are at the end of memory: from here on neither side has one.
 	if err := s.Memory().Truncate(4096); err != nil {
 		t.Fatal(err)
 	}
@@ -391,7 +385,7 @@ func TestKicksOnlyWhenAsleep(t *testing.T) {
 	}
 }
 
-// TestCallsPerBatch: a batch of requests is signalled once, or once in 16.
+// TestCallsPerBatch: a batch of requests is signalled once, or once in 32.
 func TestCallsPerBatch(t *testing.T) {
 	g := newGate()
 	s := serve(t, blocking{g}, vhostuser.Options{}, frontend.Options{NoEventIdx: true})
@@ -403,15 +397,12 @@ func TestCallsPerBatch(t *testing.T) {
 	for range 64 {
 		send(t, q, "more")
 	}
-	before := q.PendingCalls()
 	g.release()
-	for range 65 {
-		for q.UsedIndex() < 65 {
-			runtime.Gosched()
-		}
+	for q.UsedIndex() < 65 {
+		runtime.Gosched()
 	}
 	// Every published batch calls when the driver always wants calls.
-	if n := q.PendingCalls() - before; n < 1 || n > 7 {
+	if n := q.PendingCalls(); n > 4 {
 		t.Errorf("%d calls for 65 completions", n)
 	}
 }
