@@ -185,31 +185,34 @@ func WithKillTimeout(timeout time.Duration) KillOption {
 //
 // Errors: kind [ErrSandboxNotRunning].
 func (s *Sandbox) Stop(ctx context.Context, opts ...StopOption) error {
-	return stopSandbox(ctx, s.st, s.Name(), opts)
+	return stopSandbox(ctx, s.run.Stop, opts)
 }
 
 // Kill ends the sandbox at once, as a power cut would: what the guest has not
 // synced may be lost. When Kill returns every lock of the sandbox is free.
 func (s *Sandbox) Kill(ctx context.Context, opts ...KillOption) error {
-	return killSandbox(ctx, s.st, s.Name(), opts)
+	return killSandbox(ctx, s.run.Stop, opts)
 }
 
-func stopSandbox(ctx context.Context, st *sandbox.Store, name string, opts []StopOption) error {
+// stopFunc ends a sandbox that may take the grace time to do so itself.
+type stopFunc func(ctx context.Context, grace time.Duration) error
+
+func stopSandbox(ctx context.Context, stop stopFunc, opts []StopOption) error {
 	o := lifecycleOptions{timeout: defaultStopTimeout}
 	for _, opt := range opts {
 		opt(&o)
 	}
-	return toPublic(st.Stop(ctx, name, max(o.timeout, time.Millisecond)))
+	return toPublic(stop(ctx, max(o.timeout, time.Millisecond)))
 }
 
-func killSandbox(ctx context.Context, st *sandbox.Store, name string, opts []KillOption) error {
+func killSandbox(ctx context.Context, stop stopFunc, opts []KillOption) error {
 	o := lifecycleOptions{timeout: defaultKillTimeout}
 	for _, opt := range opts {
 		opt(&o)
 	}
 	ctx, cancel := context.WithTimeout(ctx, o.timeout)
 	defer cancel()
-	return toPublic(st.Stop(ctx, name, 0))
+	return toPublic(stop(ctx, 0))
 }
 
 // Close lets go of the sandbox: one that is attached to this process ends, a
@@ -394,12 +397,16 @@ func (h *SandboxHandle) StartDetached(ctx context.Context) (*Sandbox, error) {
 
 // Stop ends the sandbox as [Sandbox.Stop] does.
 func (h *SandboxHandle) Stop(ctx context.Context, opts ...StopOption) error {
-	return stopSandbox(ctx, h.st, h.Name(), opts)
+	return stopSandbox(ctx, h.stop, opts)
 }
 
 // Kill ends the sandbox as [Sandbox.Kill] does.
 func (h *SandboxHandle) Kill(ctx context.Context, opts ...KillOption) error {
-	return killSandbox(ctx, h.st, h.Name(), opts)
+	return killSandbox(ctx, h.stop, opts)
+}
+
+func (h *SandboxHandle) stop(ctx context.Context, grace time.Duration) error {
+	return h.st.Stop(ctx, h.Name(), grace)
 }
 
 // Remove deletes the sandbox as [RemoveSandbox] does.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/oklog/ulid/v2"
 	"golang.org/x/sys/unix"
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
@@ -37,9 +38,9 @@ type Volumes interface {
 // The function removes exactly the volumes made here, unless somebody uses or
 // has filled them by then. It works after ctx is cancelled and never is nil.
 //
-// The resolved mounts say which volumes were made here: stored at once with the
-// sandbox's record, they let the next command take them back with TakeBack if
-// this process is killed.
+// The resolved mounts say which volumes were made here. Specs of Intend, stored
+// with the sandbox's record before this call, let the next command take the
+// volumes back with TakeBack if this process is killed.
 //
 // Errors: those of Validate; [errdefs.UnsupportedOperation] for what does not
 // work yet; [errdefs.VolumeNotFound], [errdefs.VolumeAlreadyExists].
@@ -72,6 +73,17 @@ func Provision(ctx context.Context, st Volumes, h home.Dir, specs []Spec) (resol
 		}
 	}
 	return p.specs, p.undo, nil
+}
+
+// Intend chooses the ids of the volumes that Provision is going to make.
+func Intend(specs []Spec) []Spec {
+	out := slices.Clone(specs)
+	for i := range out {
+		if s := &out[i]; s.creates() {
+			s.Resolved.VolumeID, s.Resolved.Made = ulid.Make().String(), true
+		}
+	}
+	return out
 }
 
 // Check reports what Provision would refuse without making anything: worth a
@@ -223,13 +235,16 @@ func (p *provision) makeVolumes(ctx context.Context) error {
 			continue
 		}
 		asked := volstore.Requested{Kind: true, Quota: s.Named.QuotaMiB != 0, Size: s.Named.SizeMiB != 0}
-		v, created, err := p.volumes.Ensure(ctx, s.Named.Mode, s.volumeSpec(), asked)
+		wanted := s.volumeSpec()
+		wanted.ID = s.Resolved.VolumeID
+		v, created, err := p.volumes.Ensure(ctx, s.Named.Mode, wanted, asked)
 		if err != nil {
 			return at(s, err)
 		}
+		s.Resolved.Made, s.Resolved.MadeNS = created, 0
 		if created {
 			p.made = append(p.made, v)
-			s.Resolved.Made, s.Resolved.MadeNS = true, imageTime(v)
+			s.Resolved.MadeNS = imageTime(v)
 		}
 		p.found[i] = v
 		if err := volumeMade.Hit(); err != nil {
@@ -358,7 +373,8 @@ func TakeBack(ctx context.Context, st Volumes, resolved []Spec) {
 			continue
 		}
 		v, err := st.GetByID(ctx, s.Resolved.VolumeID)
-		if err == nil && imageTime(v) == s.Resolved.MadeNS {
+		intended := s.Resolved.MadeNS == 0 // killed before it could look
+		if err == nil && (intended || imageTime(v) == s.Resolved.MadeNS) {
 			takeBack(ctx, st, v)
 		}
 	}

@@ -186,7 +186,13 @@ func (l *launch) provision(ctx context.Context) error {
 	vols := volstore.New(l.st.h)
 	l.undo = append(l.undo, func(context.Context) { vols.Close() })
 	l.done = append(l.done, func() { vols.Close() })
-	resolved, undo, err := mount.Provision(ctx, vols, l.st.h, l.spec.Mounts)
+	// The volumes' ids are written down first: whoever finds this record after
+	// our death knows what to take back.
+	l.cfg.Mounts = mount.Intend(l.spec.Mounts)
+	if err := l.st.update(ctx, l.cfg.ID, supervisor.StatusCreating, "", &l.cfg); err != nil {
+		return err
+	}
+	resolved, undo, err := mount.Provision(ctx, vols, l.st.h, l.cfg.Mounts)
 	if err != nil {
 		return err
 	}

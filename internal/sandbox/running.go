@@ -172,6 +172,21 @@ func (st *Store) Stop(ctx context.Context, name string, grace time.Duration) err
 	return st.WaitGone(ctx, name)
 }
 
+// Stop ends the sandbox as Store.Stop does and waits until a supervisor that was
+// started here is reaped.
+func (r *Running) Stop(ctx context.Context, grace time.Duration) error {
+	err := r.st.Stop(ctx, r.cfg.Name, grace)
+	if err == nil {
+		ctx, cancel := context.WithTimeout(ctx, reapWait)
+		defer cancel()
+		r.Ended(ctx)
+	}
+	return err
+}
+
+// reapWait is how long a supervisor may take to exit after it freed its lock.
+const reapWait = 5 * time.Second
+
 // WaitGone returns when nobody holds the sandbox.
 func (st *Store) WaitGone(ctx context.Context, name string) error {
 	pause := time.Millisecond

@@ -141,8 +141,10 @@ func (s *supervisor) bootError(ctx context.Context, err error) error {
 		return errdefs.Wrap(errdefs.Cancelled, ctx.Err(), "boot of sandbox %q", s.cfg.Name)
 	}
 	what := err.Error()
-	select {
-	case <-s.machine.Done():
+	switch {
+	case ctx.Err() != nil:
+		what = fmt.Sprintf("guest did not boot within %s", s.bootTimeout())
+	case s.machineEnds(lifelineGrace): // the link ended because the machine did, mostly
 		e := s.machine.Exit()
 		what = "guest ended while booting"
 		if e.Reason != "" {
@@ -151,14 +153,20 @@ func (s *supervisor) bootError(ctx context.Context, err error) error {
 		if e.Detail != "" {
 			what += ": " + e.Detail
 		}
-	default:
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			what = fmt.Sprintf("guest did not boot within %s", s.bootTimeout())
-		}
 	}
 	e := errdefs.New(errdefs.Internal, "sandbox %q: %s", s.cfg.Name, what)
 	if tail := consoleTail(s.logPath(ConsoleLog)); tail != "" {
 		e.Msg += "; end of the console:\n" + tail
 	}
 	return e.WithHint("the whole console is in %s; msb doctor shows kernel and accelerator", s.logPath(ConsoleLog))
+}
+
+// machineEnds reports whether the machine is gone, or goes within the time.
+func (s *supervisor) machineEnds(within time.Duration) bool {
+	select {
+	case <-s.machine.Done():
+		return true
+	case <-time.After(within):
+		return false
+	}
 }

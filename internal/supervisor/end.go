@@ -5,7 +5,6 @@ import (
 	"os/exec"
 	"strings"
 	"syscall"
-	"time"
 )
 
 // wait returns how the sandbox ended: the status to record, and its cause where
@@ -49,10 +48,8 @@ func (s *supervisor) crashCause() string {
 	if s.saidGoodbye() {
 		grace = goodbyeGrace
 	}
-	select {
-	case <-s.machine.Done():
+	if s.machineEnds(grace) {
 		return s.machineEnd()
-	case <-time.After(grace):
 	}
 	select {
 	case <-s.filesDone():

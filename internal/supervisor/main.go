@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 	"time"
 
@@ -162,7 +163,24 @@ func (s *supervisor) forget() error {
 	if err != nil && !errdefs.Is(err, errdefs.SandboxNotFound) {
 		return err
 	}
-	return os.RemoveAll(s.h.Sandbox(s.cfg.Name))
+	return removeDir(s.h.Sandbox(s.cfg.Name))
+}
+
+// removeDir removes a sandbox's directory, the lock last: while it is there,
+// and held, the sandbox is not gone.
+func removeDir(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Name() != lockName {
+			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return os.RemoveAll(dir)
 }
 
 func (s *supervisor) withDB(do func(context.Context, *records.DB) error) error {
