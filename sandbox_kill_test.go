@@ -64,7 +64,12 @@ type background struct {
 
 func startMSB(t testing.TB, env []string, args ...string) *background {
 	t.Helper()
-	b := &background{cmd: exec.Command(vmtest.MSB(t), args...), lines: make(chan string, 1000), done: make(chan struct{})}
+	return startProgram(t, env, vmtest.MSB(t), args...)
+}
+
+func startProgram(t testing.TB, env []string, program string, args ...string) *background {
+	t.Helper()
+	b := &background{cmd: exec.Command(program, args...), lines: make(chan string, 1000), done: make(chan struct{})}
 	b.cmd.Env = append(os.Environ(), env...)
 	b.cmd.Stderr = &b.stderr
 	out, err := b.cmd.StdoutPipe()
@@ -251,8 +256,67 @@ func TestKillMatrix(t *testing.T) {
 		t.Run(name, func(t *testing.T) { row.run(t, h, false) })
 		t.Run(name+", VMM stopped", func(t *testing.T) { row.run(t, h, true) })
 	}
+	t.Run("creator of a detached sandbox", func(t *testing.T) { testDetachedSurvives(t, h) })
 	mustMSB(t, "rm", "-q", "k")
 	mustMSB(t, "volume", "rm", "-q", "files", "disk")
+}
+
+// creatorEnv makes TestCreatorProcess the creator that is killed.
+const creatorEnv = "MSB_TEST_CREATOR"
+
+// TestCreatorProcess is no test: it is a program that starts a sandbox, lets go
+// of it, and does not end by itself.
+func TestCreatorProcess(t *testing.T) {
+	name := os.Getenv(creatorEnv)
+	if name == "" {
+		t.Skip("it is started by TestKillMatrix")
+	}
+	ctx := context.Background()
+	sb, err := microsandbox.StartSandbox(ctx, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !sb.OwnsLifecycleOrFalse() {
+		t.Fatal("an attached sandbox is not owned")
+	}
+	if err := sb.Detach(ctx); err != nil || sb.OwnsLifecycleOrFalse() {
+		t.Fatal("detach: ", err)
+	}
+	fmt.Println("detached")
+	select {}
+}
+
+// testDetachedSurvives: the death of the creator is nothing to a sandbox that
+// was let go of; it is reached again by name.
+func testDetachedSurvives(t *testing.T, h home.Dir) {
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := startProgram(t, []string{creatorEnv + "=k"}, exe, "-test.run", "^TestCreatorProcess$")
+	b.expect(t, "detached")
+	before := live(t, h, "k")
+	kill(t, b.cmd.Process.Pid, syscall.SIGKILL)
+	<-b.done
+	ctx := context.Background()
+	i, err := microsandbox.GetSandbox(ctx, "k")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sb, err := i.Connect(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := sb.Exec(ctx, "echo", []string{"here"}); err != nil || out.Stdout() != "here\n" {
+		t.Errorf("exec after the creator's death: %v %+v", err, out)
+	}
+	if after := live(t, h, "k"); after.VMMPID != before.VMMPID || after.Attached {
+		t.Errorf("%+v, before %+v", after, before)
+	}
+	if err := sb.Stop(ctx); err != nil {
+		t.Error(err)
+	}
+	mustBeFree(t, h, "k", "files", "disk")
 }
 
 func (c killCase) run(t *testing.T, h home.Dir, stopped bool) {
