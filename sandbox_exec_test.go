@@ -38,6 +38,7 @@ func TestSandboxExec(t *testing.T) {
 		msb.WithEnv(map[string]string{"A": "sandbox", "B": "kept", "EMPTY": ""}),
 		msb.WithWorkdir("/usr/share"), msb.WithUser("daemon"), msb.WithShell("/bin/bash"),
 		msb.WithEntrypoint("/bin/echo", "entry"), msb.WithCmd("point", "two words"),
+		named("/data", "data", (*msb.NamedVolumeBuilder).Create),
 	)}
 	for _, test := range []struct {
 		name string
@@ -45,6 +46,7 @@ func TestSandboxExec(t *testing.T) {
 	}{
 		{"settings", b.testSettings},
 		{"the guest's own files", b.testSystem},
+		{"a volume belongs to the sandbox's user", b.testOwner},
 		{"exit codes", b.testExitCodes},
 		{"programs that cannot run", b.testFailures},
 		{"default command", b.testDefault},
@@ -95,6 +97,21 @@ test -r /etc/resolv.conf && ! grep -q nameserver /etc/resolv.conf && cat /etc/ho
 	var sec int64 // the clock is the host's
 	if _, err := fmt.Sscan(sh(t, b.sb, "date +%s"), &sec); err != nil || time.Since(time.Unix(sec, 0)).Abs() > 5*time.Second {
 		t.Errorf("the guest's clock is %s off, %v", time.Since(time.Unix(sec, 0)), err)
+	}
+}
+
+// testOwner: what the host has put into a volume is the sandbox's user's, who is
+// not root here.
+func (b *execBench) testOwner(t *testing.T) {
+	vol := must(msb.GetVolume(b.ctx, "data"))(t)
+	ok(t, vol.FS().WriteString(b.ctx, "/in/seed", "seed"))
+	got := sh(t, b.sb, "cd /data && echo more >> in/seed && mkdir out && chmod 700 out && echo result > out/file && stat -c %U . in in/seed out out/file")
+	if want := strings.TrimSuffix(strings.Repeat("daemon\n", 5), "\n"); got != want {
+		t.Errorf("owners %q, want %q", got, want)
+	}
+	refuses(t, b.sb, "ls /data/out", "Permission denied", msb.WithExecUser("nobody"))
+	if got := must(vol.FS().ReadString(b.ctx, "/out/file"))(t); got != "result\n" {
+		t.Errorf("the host reads %q", got)
 	}
 }
 
@@ -251,7 +268,9 @@ func (b *execBench) testSignals(t *testing.T) {
 	var out string
 	for ended := false; !ended; {
 		ev := must(h.Recv(b.ctx))(t)
-		out += string(ev.Data)
+		if ev.Kind == msb.ExecEventStdout { // the shell reports its child's end on the other
+			out += string(ev.Data)
+		}
 		switch {
 		case ev.Kind == msb.ExecEventExited:
 			ended = true
