@@ -164,6 +164,8 @@ func first(ctx context.Context, run *sandbox.Running, program string) error {
 			return err
 		case ev.Kind == agentclient.Exited && ev.Code == 0:
 			return nil
+		case ev.Kind == agentclient.Failed && program == truePath:
+			return fmt.Errorf("%s: %s; was msb built with another agent than this program? make build", program, ev.Failure.Message)
 		case ev.Kind == agentclient.Exited || ev.Kind == agentclient.Failed || ev.Kind == agentclient.Done:
 			return fmt.Errorf("%s: %+v", program, ev)
 		}

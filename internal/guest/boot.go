@@ -27,7 +27,6 @@ func (a *agent) boot(b *agentproto.Boot) error {
 		{"system mounts", systemMounts},
 		{"hostname", func() error { return setHostname(b.Hostname) }},
 		{"network files", func() error { return writeNetworkFiles(b.Hostname) }},
-		{"loopback", loopbackUp},
 	}
 	for _, s := range steps {
 		if err := s.do(); err != nil {

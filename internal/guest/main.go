@@ -40,7 +40,6 @@ func Main() {
 
 // run does everything from the first mount to the goodbye.
 func (a *agent) run() error {
-	catchSignals()
 	if err := earlyMounts(); err != nil {
 		return err
 	}
@@ -76,7 +75,22 @@ func (a *agent) run() error {
 	if err := a.link.send(0, 0, agentproto.MsgReady, ready); err != nil {
 		return err
 	}
+	if err := a.link.Drain(); err != nil {
+		return err
+	}
+	a.beforePrograms()
 	return a.serve()
+}
+
+// beforePrograms does what only programs need, before any request is read: it
+// takes 20 ms of an emulated guest, about what the host takes to ask for the
+// first one.
+func (a *agent) beforePrograms() {
+	catchSignals()
+	a.procs.watch()
+	if err := loopbackUp(); err != nil {
+		logf("agent: loopback: %v", err)
+	}
 }
 
 // catchSignals keeps signals from ending PID 1, which would panic the kernel.

@@ -18,8 +18,10 @@ type procs struct {
 	waiting map[int]chan<- unix.WaitStatus // by pid, guarded by mu
 }
 
-func newProcs() *procs {
-	p := &procs{waiting: map[int]chan<- unix.WaitStatus{}}
+func newProcs() *procs { return &procs{waiting: map[int]chan<- unix.WaitStatus{}} }
+
+// watch begins to reap. It is called once, before the first program starts.
+func (p *procs) watch() {
 	chld := make(chan os.Signal, 1)
 	signal.Notify(chld, unix.SIGCHLD)
 	go func() {
@@ -27,7 +29,6 @@ func newProcs() *procs {
 			p.reap()
 		}
 	}()
-	return p
 }
 
 // start runs fork, which returns the pid of a new child, and returns the channel
