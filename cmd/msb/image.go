@@ -1,13 +1,6 @@
 package main
 
-import (
-	"context"
-	"time"
-
-	"github.com/spf13/cobra"
-
-	"github.com/microsandbox-go/microsandbox"
-)
+import "github.com/spf13/cobra"
 
 // newImageCmd returns "msb image" with its subcommands.
 func newImageCmd() *cobra.Command {
@@ -28,19 +21,4 @@ func newImageShortcuts() []*cobra.Command {
 	images.Use, images.Aliases, images.Hidden = "images", nil, true
 	rmi.Use, rmi.Aliases, rmi.Hidden = "rmi REFERENCE...", nil, true
 	return []*cobra.Command{newImagePullCmd(), newImageLoadCmd(), newImageSaveCmd(), images, rmi}
-}
-
-// completeImages offers the references of this machine.
-func completeImages(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-	defer cancel()
-	imgs, err := microsandbox.Image.List(ctx)
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	names := make([]string, 0, len(imgs))
-	for _, i := range imgs {
-		names = append(names, i.Reference())
-	}
-	return names, cobra.ShellCompDirectiveNoFileComp
 }

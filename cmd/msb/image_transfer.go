@@ -44,7 +44,7 @@ Credentials are those of docker (~/.docker/config.json).`,
 	}
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "check all files that are here again")
 	cmd.Flags().BoolVar(&insecure, "insecure", false, "allow plain http and unverified certificates")
-	cmd.Flags().StringVar(&caCerts, "ca-certs", "", "file with PEM certificates to trust besides the system's")
+	cmd.Flags().StringVar(&caCerts, "ca-certs", "", "`FILE` with PEM certificates to trust besides the system's")
 	quietFlag(cmd, &quiet, "print nothing")
 	return cmd
 }
@@ -77,8 +77,8 @@ The names are those in the archive; --tag gives others to the one image in it.`,
 			return err
 		},
 	}
-	cmd.Flags().StringVarP(&input, "input", "i", "", "directory or archive to read")
-	cmd.Flags().StringArrayVarP(&tags, "tag", "t", nil, "name of the image (repeatable)")
+	cmd.Flags().StringVarP(&input, "input", "i", "", "directory or archive to read, a `PATH`")
+	cmd.Flags().StringArrayVarP(&tags, "tag", "t", nil, "`NAME` of the image (repeatable)")
 	_ = cmd.RegisterFlagCompletionFunc("tag", cobra.NoFileCompletions)
 	quietFlag(cmd, &quiet, "print nothing")
 	return cmd
@@ -89,9 +89,10 @@ func newImageSaveCmd() *cobra.Command {
 	var output string
 	var format string
 	cmd := &cobra.Command{
-		Use:   "save REFERENCE... --output PATH",
-		Short: "Write images into an archive",
-		Args:  args(cobra.MinimumNArgs(1)), ValidArgsFunction: completeImages,
+		Use:     "save REFERENCE... --output PATH",
+		Short:   "Write images into an archive",
+		Example: "  msb image save demo --output demo.tar",
+		Args:    args(cobra.MinimumNArgs(1)), ValidArgsFunction: completeImages,
 		RunE: func(cmd *cobra.Command, refs []string) error {
 			if output == "" {
 				return usagef("save: --output PATH is required")
@@ -105,8 +106,8 @@ func newImageSaveCmd() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().StringVarP(&output, "output", "o", "", "archive to write")
-	cmd.Flags().StringVar(&format, "format", string(microsandbox.ImageArchiveOCI), "oci; docker is not written yet")
+	cmd.Flags().StringVarP(&output, "output", "o", "", "archive to write, a `PATH`")
+	cmd.Flags().StringVar(&format, "format", string(microsandbox.ImageArchiveOCI), "`FORMAT`: oci; docker is not written yet")
 	_ = cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{"oci", "docker"}, cobra.ShellCompDirectiveNoFileComp))
 	quietFlag(cmd, &quiet, "print nothing")
 	return cmd

@@ -24,7 +24,8 @@ func newKernelAddCmd() *cobra.Command {
 		Long: `Take a guest kernel into the home: a Debian linux-image package (.deb, unpacked
 and never installed), a vmlinux or a bzImage. A kernel with modules needs
 --modules, the directory that holds them.`,
-		Args: args(cobra.ExactArgs(1)),
+		Example: "  msb kernel add linux-image-6.1.0-cloud-amd64.deb",
+		Args:    args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, files []string) error {
 			h, err := home.Resolve()
 			if err != nil {
@@ -40,7 +41,7 @@ and never installed), a vmlinux or a bzImage. A kernel with modules needs
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&modules, "modules", "", "directory with the kernel's modules")
+	cmd.Flags().StringVar(&modules, "modules", "", "`DIRECTORY` with the kernel's modules")
 	quietFlag(cmd, &quiet, "do not print the kernel's hash")
 	return cmd
 }

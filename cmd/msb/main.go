@@ -1,8 +1,9 @@
 // Command msb manages volumes, images and sandboxes.
 //
 // Results go to stdout, talk to stderr. Exit codes: 0 done, 1 failed, 2 wrong
-// usage, 130 interrupted; run and exec pass the guest program's own code on,
-// 126 and 127 for one that cannot be executed or found.
+// usage, 130 interrupted, 143 terminated; run and exec pass the guest program's
+// own code on, 126 and 127 for one that cannot be executed or found.
+// docs/cli.md has all commands.
 package main
 
 import (
@@ -12,6 +13,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/microsandbox-go/microsandbox"
@@ -32,27 +34,66 @@ func run(argv []string) int {
 			return process(argv[2:])
 		}
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := untilSignal(context.Background())
 	defer stop()
-	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the process at once
 
 	root := newRootCmd()
 	root.SetArgs(argv[min(1, len(argv)):])
-	err := root.ExecuteContext(ctx)
-	code := exitCode(ctx, err)
-	if err != nil && !isSilent(err) {
-		printError(os.Stderr, err)
+	cmd, err := root.ExecuteContextC(ctx)
+	if isUsage(err) && hintOf(err) == "" {
+		err = hinted{err, "see " + cmd.CommandPath() + " --help"}
 	}
+	code := exitCode(ctx, err)
+	printEnd(os.Stderr, ctx, err)
 	return code
+}
+
+// interrupt is the cause of a context that a signal has ended.
+type interrupt struct{ sig syscall.Signal }
+
+func (i interrupt) Error() string {
+	if i.sig == syscall.SIGTERM {
+		return "terminated"
+	}
+	return "interrupted"
+}
+
+// Is makes it a cancellation as any other.
+func (i interrupt) Is(target error) bool { return target == context.Canceled }
+
+// untilSignal returns a context that ends with the first SIGINT or SIGTERM; a
+// second one ends the process at once.
+func untilSignal(parent context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(parent)
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		select {
+		case s := <-signals:
+			sig, _ := s.(syscall.Signal)
+			cancel(interrupt{sig})
+		case <-ctx.Done():
+		}
+		signal.Stop(signals)
+	}()
+	return ctx, func() { cancel(nil) }
 }
 
 // Exit codes that are not a guest program's.
 const (
-	exitOK          = 0
-	exitFailure     = 1
-	exitUsage       = 2
-	exitInterrupted = 130
+	exitOK      = 0
+	exitFailure = 1
+	exitUsage   = 2
+	exitSignal  = 128 // plus the signal's number
 )
+
+// hinted is an error with a way out.
+type hinted struct {
+	error
+	hint string
+}
+
+func (h hinted) Unwrap() error { return h.error }
 
 // exitError ends the command with a code and says nothing: whoever returns it
 // has said what there is to say (a guest program's exit code, for instance).
@@ -72,18 +113,23 @@ func usagef(format string, args ...any) error { return usageError{fmt.Errorf(for
 // exitCode is the one place where errors become exit codes.
 func exitCode(ctx context.Context, err error) int {
 	var exit exitError
-	var usage usageError
+	var sig interrupt
 	switch {
 	case err == nil:
 		return exitOK
 	case errors.As(err, &exit):
 		return exit.code
-	case errors.As(err, &usage):
+	case isUsage(err):
 		return exitUsage
-	case ctx.Err() != nil:
-		return exitInterrupted
+	case errors.As(context.Cause(ctx), &sig):
+		return exitSignal + int(sig.sig)
 	}
 	return exitFailure
+}
+
+func isUsage(err error) bool {
+	var usage usageError
+	return errors.As(err, &usage)
 }
 
 func isSilent(err error) bool {
@@ -91,23 +137,61 @@ func isSilent(err error) bool {
 	return errors.As(err, &exit)
 }
 
-// printError writes an error as "msb: error: ..." and its hint, if it has one,
-// as "msb: hint: ...".
-func printError(w io.Writer, err error) {
-	fmt.Fprintln(w, "msb: error:", err)
-	if hint := hintOf(err); hint != "" {
-		fmt.Fprintln(w, "msb: hint:", hint)
+// printEnd says how the command ended, unless it went well or who ended it has
+// spoken. What a signal cut off needs no explanation; what failed beside it does.
+func printEnd(w io.Writer, ctx context.Context, err error) {
+	var sig interrupt
+	switch {
+	case err == nil || isSilent(err):
+	case isUsage(err) || !errors.As(context.Cause(ctx), &sig):
+		printError(w, err)
+	case errors.Is(err, context.Canceled):
+		fmt.Fprintln(w, "msb:", sig)
+	default:
+		fmt.Fprintln(w, "msb:", sig)
+		printError(w, err)
 	}
 }
 
+// printError writes an error as "msb: error: ..." and its hint, if it has one,
+// as "msb: hint: ...".
+func printError(w io.Writer, err error) {
+	fmt.Fprintln(w, "msb: error:", printableLines(err.Error()))
+	if hint := hintOf(err); hint != "" {
+		fmt.Fprintln(w, "msb: hint:", printableLines(hint))
+	}
+}
+
+// printableLines is printable for each line of a text. An error may quote what
+// a guest or a registry has said.
+func printableLines(text string) string {
+	lines := strings.Split(text, "\n")
+	for i, l := range lines {
+		lines[i] = printable(l)
+	}
+	return strings.Join(lines, "\n")
+}
+
+// hintOf is the way out that an error names, or the command that helps with
+// errors of its kind.
 func hintOf(err error) string {
+	var h hinted
+	if errors.As(err, &h) {
+		return h.hint
+	}
 	var pub *microsandbox.Error
 	if errors.As(err, &pub) && pub.Hint != "" {
 		return pub.Hint
 	}
 	var in *errdefs.Error
-	if errors.As(err, &in) {
+	if errors.As(err, &in) && in.Hint != "" {
 		return in.Hint
+	}
+	switch {
+	case microsandbox.IsKind(err, microsandbox.ErrSandboxNotFound):
+		return "`msb ls` lists the sandboxes"
+	case microsandbox.IsKind(err, microsandbox.ErrVolumeNotFound):
+		return "`msb volume ls` lists the volumes, `msb volume create` makes one"
 	}
 	return ""
 }

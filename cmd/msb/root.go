@@ -3,9 +3,11 @@ package main
 import (
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/microsandbox-go/microsandbox/internal/version"
 )
@@ -20,19 +22,73 @@ func newRootCmd() *cobra.Command {
 	root.SilenceUsage = true
 	root.Flags().Bool("version", false, "show the version")
 	root.SetUsageTemplate(usageTemplate(root.UsageTemplate()))
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(
-		newVersionCmd(),
-		newVolumeCmd(),
-		newVolumesCmd(),
-		newVirtiofsCmd(),
-		newImageCmd(),
-		newRunCmd(), newCreateCmd(), newStartCmd(), newExecCmd(), newLsCmd(), newInspectCmd(),
-		newLogsCmd(), newStopCmd(), newKillCmd(), newRmCmd(),
-		newKernelCmd(), newDoctorCmd(),
-	)
-	root.AddCommand(newImageShortcuts()...)
+	root.SetFlagErrorFunc(flagError)
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.SetHelpCommand(newHelpCmd())
+	addGroup(root, "Sandboxes", newRunCmd(), newCreateCmd(), newStartCmd(), newExecCmd(), newLsCmd(), newInspectCmd(),
+		newLogsCmd(), newStopCmd(), newKillCmd(), newRmCmd())
+	addGroup(root, "Volumes", newVolumeCmd(), newVolumesCmd(), newVirtiofsCmd())
+	addGroup(root, "Images", append([]*cobra.Command{newImageCmd()}, newImageShortcuts()...)...)
+	addGroup(root, "This machine", newKernelCmd(), newDoctorCmd(), newVersionCmd(), newCompletionCmd())
+	root.SetHelpCommandGroupID("This machine")
 	return root
+}
+
+// addGroup adds commands that the help shows together under a title.
+func addGroup(root *cobra.Command, title string, cmds ...*cobra.Command) {
+	root.AddGroup(&cobra.Group{ID: title, Title: title + ":"})
+	for _, c := range cmds {
+		c.GroupID = title
+	}
+	root.AddCommand(cmds...)
+}
+
+// flagError is a wrong flag in our words.
+func flagError(cmd *cobra.Command, err error) error {
+	var unknown *pflag.NotExistError
+	var invalid *pflag.InvalidValueError
+	var number *strconv.NumError
+	switch {
+	case errors.As(err, &unknown) && (cmd.Name() == "run" || cmd.Name() == "exec") && cmd.Flags().NArg() > 0:
+		return hinted{usageError{err}, fmt.Sprintf("a program and its flags go after --, as in %s %s -- ls -l; see also %[1]s --help", cmd.CommandPath(), cmd.Flags().Arg(0))}
+	case errors.As(err, &invalid) && errors.As(err, &number):
+		return usagef("--%s: %q: %w", invalid.GetFlag().Name, invalid.GetValue(), number.Err)
+	case errors.As(err, &invalid):
+		return usagef("--%s: %w", invalid.GetFlag().Name, invalid.Unwrap())
+	}
+	return usageError{err}
+}
+
+// newHelpCmd returns "msb help", which refuses topics that do not exist.
+func newHelpCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND]",
+		Short: "Show the help of a command",
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+			at, _, err := cmd.Root().Find(args)
+			if err != nil {
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
+			var names []string
+			for _, c := range at.Commands() {
+				if c.IsAvailableCommand() {
+					names = append(names, cobra.CompletionWithDesc(c.Name(), c.Short))
+				}
+			}
+			return names, cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			topic, rest, err := cmd.Root().Find(args)
+			if err != nil {
+				return usageError{err}
+			}
+			if len(rest) > 0 {
+				return unknownCommand(topic, rest)
+			}
+			topic.InitDefaultHelpFlag()
+			return topic.Help()
+		},
+	}
 }
 
 // newGroup returns a command that only has subcommands. Called without one it
@@ -81,11 +137,22 @@ func noArgs(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
+// countText says how many arguments were given where another number is right.
+func countText(n int) string {
+	switch n {
+	case 0:
+		return "an argument is missing"
+	case 1:
+		return "1 argument is the wrong number"
+	}
+	return fmt.Sprintf("%d arguments are the wrong number", n)
+}
+
 // args makes the failure of an argument check a usage error.
 func args(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if err := check(cmd, args); err != nil {
-			return usageError{fmt.Errorf("%s: %w; usage: %s", cmd.CommandPath(), err, cmd.UseLine())}
+			return hinted{usagef("%s: %s", cmd.CommandPath(), countText(len(args))), fmt.Sprintf("usage: %s; see %s --help", cmd.UseLine(), cmd.CommandPath())}
 		}
 		return nil
 	}

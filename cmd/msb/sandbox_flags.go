@@ -15,8 +15,9 @@ import (
 type sandboxFlags struct {
 	name, memory, workdir, shell, hostname, user, pull, accel, upper string
 	cpus                                                             uint8
-	env, labels, entrypoint                                          []string
-	bootTimeout                                                      time.Duration
+	env, entrypoint                                                  []string
+	labels                                                           labelsFlag
+	bootTimeout                                                      durationFlag
 	insecure, quiet                                                  bool
 	mounts                                                           *mountFlags
 }
@@ -24,23 +25,30 @@ type sandboxFlags struct {
 func addSandboxFlags(cmd *cobra.Command) *sandboxFlags {
 	f := &sandboxFlags{}
 	fl := cmd.Flags()
-	fl.StringVarP(&f.name, "name", "n", "", "name of the sandbox")
-	fl.Uint8VarP(&f.cpus, "cpus", "c", 0, "virtual CPUs (default 1)")
-	fl.StringVarP(&f.memory, "memory", "m", "", "guest memory, for example 512M or 2G (default 512M)")
-	fl.StringVarP(&f.workdir, "workdir", "w", "", "working directory of programs (default: the image's)")
-	fl.StringVar(&f.shell, "shell", "", "shell of the sandbox (default /bin/sh)")
-	fl.StringArrayVarP(&f.env, "env", "e", nil, "environment variable K=V, or K to pass the present value on (repeatable)")
-	fl.StringArrayVar(&f.labels, "label", nil, "label K[=V] of the sandbox (repeatable)")
-	fl.StringArrayVar(&f.entrypoint, "entrypoint", nil, "replaces the image's entrypoint (repeat for each word)")
-	fl.StringVarP(&f.hostname, "hostname", "H", "", "host name of the guest (default: the sandbox's name)")
-	fl.StringVarP(&f.user, "user", "u", "", "user of programs: name, uid, name:group (default: the image's)")
-	fl.StringVar(&f.pull, "pull", "", "when to pull the image: always, if-missing or never (default if-missing)")
+	fl.StringVarP(&f.name, "name", "n", "", "`NAME` of the sandbox")
+	fl.Uint8VarP(&f.cpus, "cpus", "c", 0, "`NUMBER` of virtual CPUs (default 1)")
+	fl.StringVarP(&f.memory, "memory", "m", "", "guest memory, a `SIZE` such as 512M or 2G (default 512M)")
+	fl.StringVarP(&f.workdir, "workdir", "w", "", "working `DIRECTORY` of programs (default: the image's)")
+	fl.StringVar(&f.shell, "shell", "", "`PATH` of the sandbox's shell (default /bin/sh)")
+	fl.StringArrayVarP(&f.env, "env", "e", nil, "environment variable `KEY[=VALUE]`; without a value the present one is passed on (repeatable)")
+	fl.Var(&f.labels, "label", "label `KEY[=VALUE]` of the sandbox (repeatable)")
+	fl.StringArrayVar(&f.entrypoint, "entrypoint", nil, "replaces the image's entrypoint (repeat for each `WORD`)")
+	fl.StringVarP(&f.hostname, "hostname", "H", "", "host `NAME` of the guest (default: the sandbox's name)")
+	fl.StringVarP(&f.user, "user", "u", "", "`USER` of programs: name, uid, name:group (default: the image's)")
+	fl.StringVar(&f.pull, "pull", "", "`WHEN` to pull the image: always, if-missing or never (default if-missing)")
 	fl.BoolVar(&f.insecure, "insecure", false, "allow plain http to the registry")
-	fl.StringVar(&f.upper, "oci-upper-size", "", "size of the sandbox's writable layer (default 4G)")
-	fl.StringVar(&f.accel, "accel", "", "auto, kvm or tcg (default auto)")
-	fl.DurationVar(&f.bootTimeout, "boot-timeout", 0, "how long the guest may take to boot (default 1m)")
+	fl.StringVar(&f.upper, "oci-upper-size", "", "`SIZE` of the sandbox's writable layer (default 4G)")
+	fl.StringVar(&f.accel, "accel", "", "`ACCELERATOR`: auto, kvm or tcg (default auto)")
+	fl.Var(&f.bootTimeout, "boot-timeout", "how long the guest may take to boot (default 1m)")
 	quietFlag(cmd, &f.quiet, "no progress and no name")
 	f.mounts = addMountFlags(cmd)
+	for _, name := range []string{"cpus", "memory", "workdir", "shell", "env", "label", "entrypoint", "hostname", "user", "oci-upper-size", "boot-timeout"} {
+		_ = cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions)
+	}
+	_ = cmd.RegisterFlagCompletionFunc("name", completeSandboxName)
+	_ = cmd.RegisterFlagCompletionFunc("volume", completeVolumeMount)
+	_ = cmd.RegisterFlagCompletionFunc("mount-named", completeVolumeMount)
+	_ = cmd.RegisterFlagCompletionFunc("tmpfs", cobra.NoFileCompletions)
 	_ = cmd.RegisterFlagCompletionFunc("pull", cobra.FixedCompletions([]string{"always", "if-missing", "never"}, cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("accel", cobra.FixedCompletions([]string{"auto", "kvm", "tcg"}, cobra.ShellCompDirectiveNoFileComp))
 	return f
@@ -51,7 +59,7 @@ func (f *sandboxFlags) options(image string) ([]microsandbox.SandboxOption, erro
 	opts := []microsandbox.SandboxOption{
 		microsandbox.WithImage(image), microsandbox.WithCPUs(f.cpus), microsandbox.WithWorkdir(f.workdir),
 		microsandbox.WithShell(f.shell), microsandbox.WithHostname(f.hostname), microsandbox.WithUser(f.user),
-		microsandbox.WithAccelerator(f.accel), microsandbox.WithBootTimeout(f.bootTimeout),
+		microsandbox.WithAccelerator(f.accel), microsandbox.WithBootTimeout(time.Duration(f.bootTimeout)),
 	}
 	switch p := microsandbox.PullPolicy(f.pull); p {
 	case microsandbox.PullPolicyDefault, microsandbox.PullPolicyAlways, microsandbox.PullPolicyIfMissing, microsandbox.PullPolicyNever:
@@ -82,19 +90,11 @@ func (f *sandboxFlags) options(image string) ([]microsandbox.SandboxOption, erro
 	if err != nil {
 		return nil, err
 	}
-	labels := map[string]string{}
-	for _, l := range f.labels {
-		k, v, _ := strings.Cut(l, "=")
-		if k == "" {
-			return nil, usagef("--label %q has no key", l)
-		}
-		labels[k] = v
-	}
 	mounts, err := f.mounts.options()
 	if err != nil {
 		return nil, err
 	}
-	return append(append(opts, microsandbox.WithEnv(env), microsandbox.WithLabels(labels)), mounts...), nil
+	return append(append(opts, microsandbox.WithEnv(env), microsandbox.WithLabels(f.labels)), mounts...), nil
 }
 
 // parseEnv reads K=V and K, the latter with the value it has here.
@@ -119,7 +119,7 @@ func parseEnv(list []string) (map[string]string, error) {
 type execFlags struct {
 	env           []string
 	workdir, user string
-	timeout       time.Duration
+	timeout       durationFlag
 	tty           bool
 }
 
@@ -142,7 +142,7 @@ func (f *execFlags) options() ([]microsandbox.ExecOption, error) {
 		opts = append(opts, microsandbox.WithExecUser(f.user))
 	}
 	if f.timeout > 0 {
-		opts = append(opts, microsandbox.WithExecTimeout(f.timeout))
+		opts = append(opts, microsandbox.WithExecTimeout(time.Duration(f.timeout)))
 	}
 	return opts, nil
 }

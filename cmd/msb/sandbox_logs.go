@@ -22,7 +22,11 @@ func newLogsCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "logs NAME",
 		Short: "Print what programs in a sandbox have printed",
-		Args:  args(cobra.ExactArgs(1)), ValidArgsFunction: completeSandboxes,
+		Long: `Print what programs in a sandbox have printed: standard output to standard output,
+standard error to standard error. "system" is what the guest kernel and msb itself
+have said; it tells why a sandbox did not boot.`,
+		Example: "  msb logs api --tail 20 --timestamps\n  msb logs api --source system --since 5m",
+		Args:    args(cobra.ExactArgs(1)), ValidArgsFunction: completeSandboxes(false),
 		RunE: func(cmd *cobra.Command, names []string) error {
 			if follow {
 				return &microsandbox.Error{Kind: microsandbox.ErrUnsupportedOperation, Message: "following a log (--follow) is not supported yet"}
@@ -43,10 +47,10 @@ func newLogsCmd() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.Uint64Var(&tail, "tail", 0, "only the last N entries")
-	f.StringVar(&since, "since", "", "only from this time on: RFC 3339, or 5m, 2h, 1d ago")
-	f.StringVar(&until, "until", "", "only before this time: RFC 3339, or 5m, 2h, 1d ago")
-	f.StringVar(&source, "source", "", "stdout, stderr, output, system or all, separated by commas (default: all but system)")
+	f.Uint64Var(&tail, "tail", 0, "only the last `NUMBER` entries")
+	f.StringVar(&since, "since", "", "only from this `TIME` on: RFC 3339, or 5m, 2h, 1d ago")
+	f.StringVar(&until, "until", "", "only before this `TIME`: RFC 3339, or 5m, 2h, 1d ago")
+	f.StringVar(&source, "source", "", "`SOURCES`, separated by commas: stdout, stderr, output, system or all (default: all but system)")
 	f.BoolVarP(&follow, "follow", "f", false, "wait for more (not supported yet)")
 	f.BoolVar(&timestamps, "timestamps", false, "begin each line with its time")
 	f.BoolVar(&asJSON, "json", false, "print one JSON object per entry: t, s, d, id, e")

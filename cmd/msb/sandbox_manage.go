@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"time"
 
@@ -16,7 +15,7 @@ func newStartCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "start NAME...",
 		Short: "Boot stopped sandboxes again, in the background",
-		Args:  args(cobra.MinimumNArgs(1)), ValidArgsFunction: completeSandboxes,
+		Args:  args(cobra.MinimumNArgs(1)), ValidArgsFunction: completeSandboxes(true),
 		RunE: func(cmd *cobra.Command, names []string) error {
 			return eachName(cmd, names, quiet, func(name string) error {
 				ctx := cmd.Context()
@@ -40,7 +39,7 @@ func newStopCmd() *cobra.Command {
 		Short: "Stop sandboxes cleanly",
 		Long: `Stop sandboxes cleanly: programs are ended, file systems synced and unmounted, the
 guest powers off. A guest that does not within the timeout is killed.`,
-		Args: args(cobra.MinimumNArgs(1)), ValidArgsFunction: completeSandboxes,
+		Args: args(cobra.MinimumNArgs(1)), ValidArgsFunction: completeSandboxes(true),
 		RunE: func(cmd *cobra.Command, names []string) error {
 			return eachName(cmd, names, quiet, func(name string) error {
 				ctx := cmd.Context()
@@ -56,7 +55,7 @@ guest powers off. A guest that does not within the timeout is killed.`,
 		},
 	}
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "kill at once, as msb kill does")
-	cmd.Flags().UintVarP(&timeout, "timeout", "t", 10, "seconds the guest may take")
+	cmd.Flags().UintVarP(&timeout, "timeout", "t", 10, "`SECONDS` the guest may take")
 	quietFlag(cmd, &quiet, "print nothing")
 	return cmd
 }
@@ -66,7 +65,7 @@ func newKillCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "kill NAME...",
 		Short: "End sandboxes at once, as a power cut would",
-		Args:  args(cobra.MinimumNArgs(1)), ValidArgsFunction: completeSandboxes,
+		Args:  args(cobra.MinimumNArgs(1)), ValidArgsFunction: completeSandboxes(true),
 		RunE: func(cmd *cobra.Command, names []string) error {
 			return eachName(cmd, names, quiet, func(name string) error { return killByName(cmd.Context(), name) })
 		},
@@ -88,7 +87,7 @@ func newRmCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "rm NAME...", Aliases: []string{"remove"},
 		Short: "Remove sandboxes; volumes stay",
-		Args:  args(cobra.MinimumNArgs(1)), ValidArgsFunction: completeSandboxes,
+		Args:  args(cobra.MinimumNArgs(1)), ValidArgsFunction: completeSandboxes(true),
 		RunE: func(cmd *cobra.Command, names []string) error {
 			return eachName(cmd, names, quiet, func(name string) error {
 				ctx := cmd.Context()
@@ -122,17 +121,13 @@ type sandboxRow struct {
 func newLsCmd() *cobra.Command {
 	var format outputFormat
 	var quiet, running, stopped bool
-	var labels []string
+	var labels labelsFlag
 	cmd := &cobra.Command{
 		Use: "ls", Aliases: []string{"list", "ps"},
 		Short: "List sandboxes, newest first",
 		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			want, err := parseEnv(labels)
-			if err != nil {
-				return err
-			}
-			page, err := microsandbox.ListSandboxesWith(cmd.Context(), microsandbox.WithListLabels(want))
+			page, err := microsandbox.ListSandboxesWith(cmd.Context(), microsandbox.WithListLabels(labels))
 			if err != nil {
 				return err
 			}
@@ -149,7 +144,7 @@ func newLsCmd() *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&running, "running", false, "only running ones")
 	cmd.Flags().BoolVar(&stopped, "stopped", false, "only those that do not run")
-	cmd.Flags().StringArrayVar(&labels, "label", nil, "only those with label K=V (repeatable)")
+	cmd.Flags().Var(&labels, "label", "only those with label `KEY[=VALUE]` (repeatable)")
 	quietFlag(cmd, &quiet, "print names only")
 	formatFlag(cmd, &format)
 	return cmd
@@ -183,42 +178,4 @@ func printSandboxes(cmd *cobra.Command, rows []sandboxRow, page *microsandbox.Sa
 		t.row(r.Name, status, r.Image, formatTime(created[r.Name]))
 	}
 	return t.flush()
-}
-
-func newInspectCmd() *cobra.Command {
-	var format outputFormat
-	cmd := &cobra.Command{
-		Use:   "inspect NAME",
-		Short: "Show a sandbox's definition and state as JSON",
-		Args:  args(cobra.ExactArgs(1)), ValidArgsFunction: completeSandboxes,
-		RunE: func(cmd *cobra.Command, names []string) error {
-			h, err := microsandbox.GetSandbox(cmd.Context(), names[0])
-			if err != nil {
-				return err
-			}
-			return printJSON(cmd.OutOrStdout(), map[string]any{
-				"name": h.Name(), "status": h.Status(), "cause": h.Cause(), "config": json.RawMessage(h.ConfigJSON()),
-				"created_at": jsonTime(h.CreatedAt()), "updated_at": jsonTime(h.UpdatedAt()),
-			})
-		},
-	}
-	formatFlag(cmd, &format)
-	return cmd
-}
-
-func completeSandboxes(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
-	if cmd.ArgsLenAtDash() >= 0 {
-		return nil, cobra.ShellCompDirectiveDefault
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-	defer cancel()
-	page, err := microsandbox.ListSandboxes(ctx)
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	names := make([]string, 0, len(page.Sandboxes))
-	for _, h := range page.Sandboxes {
-		names = append(names, h.Name())
-	}
-	return names, cobra.ShellCompDirectiveNoFileComp
 }

@@ -30,7 +30,7 @@ and the flags that describe a sandbox are ignored with a warning.`,
 	f := addSandboxFlags(cmd)
 	cmd.Flags().BoolVarP(&detach, "detach", "d", false, "boot in the background, print the name, run no program")
 	cmd.Flags().BoolVarP(&ex.tty, "tty", "t", false, "give the program a terminal (not supported yet)")
-	cmd.Flags().DurationVar(&ex.timeout, "timeout", 0, "kill the program when it runs longer")
+	cmd.Flags().Var(&ex.timeout, "timeout", "kill the program when it runs longer")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		before, command, err := splitDash(cmd, args)
 		if err != nil {
@@ -52,7 +52,7 @@ and the flags that describe a sandbox are ignored with a warning.`,
 		}
 		return runIn(cmd, sb, command, execOpts, done)
 	}
-	cmd.ValidArgsFunction = completeImages
+	cmd.ValidArgsFunction = completeImageOfSandbox
 	return cmd
 }
 
@@ -70,7 +70,7 @@ func sandboxForRun(cmd *cobra.Command, f *sandboxFlags, before []string) (*micro
 		}
 	}
 	if len(before) == 0 {
-		return nil, nil, usagef("msb run: no image given; usage: %s", cmd.UseLine())
+		return nil, nil, usagef("msb run: an image is needed")
 	}
 	opts, err := f.options(before[0])
 	if err != nil {
@@ -164,13 +164,13 @@ func newCreateCmd() *cobra.Command {
 	}
 	f := addSandboxFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error { return createSandbox(cmd, f, args) }
-	cmd.ValidArgsFunction = completeImages
+	cmd.ValidArgsFunction = completeImageOfSandbox
 	return cmd
 }
 
 func createSandbox(cmd *cobra.Command, f *sandboxFlags, args []string) error {
 	if len(args) != 1 {
-		return usagef("%s: one image is needed, got %d arguments", cmd.CommandPath(), len(args))
+		return usagef("%s: one image is needed, %d given", cmd.CommandPath(), len(args))
 	}
 	opts, err := f.options(args[0])
 	if err != nil {
@@ -200,14 +200,16 @@ func newExecCmd() *cobra.Command {
 		Long: `Run a program in a running sandbox: the one after --, else the image's own. Input
 and output are streamed; the exit code is the program's, 127 when it is not found
 and 126 when it cannot be executed.`,
-		ValidArgsFunction: completeSandboxes,
+		Example: `  msb exec api -- python3 -c 'print(6*7)'
+  tar c src | msb exec -w /root api -- tar x`,
+		ValidArgsFunction: completeSandboxes(false),
 	}
 	fl := cmd.Flags()
-	fl.StringArrayVarP(&ex.env, "env", "e", nil, "environment variable K=V, or K to pass the present value on (repeatable)")
-	fl.StringVarP(&ex.workdir, "workdir", "w", "", "working directory")
-	fl.StringVarP(&ex.user, "user", "u", "", "user: name, uid, name:group")
+	fl.StringArrayVarP(&ex.env, "env", "e", nil, "environment variable `KEY[=VALUE]`; without a value the present one is passed on (repeatable)")
+	fl.StringVarP(&ex.workdir, "workdir", "w", "", "working `DIRECTORY`")
+	fl.StringVarP(&ex.user, "user", "u", "", "`USER`: name, uid, name:group")
 	fl.BoolVarP(&ex.tty, "tty", "t", false, "give the program a terminal (not supported yet)")
-	fl.DurationVar(&ex.timeout, "timeout", 0, "kill the program when it runs longer")
+	fl.Var(&ex.timeout, "timeout", "kill the program when it runs longer")
 	quietFlag(cmd, &quiet, "accepted for compatibility")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		before, command, err := splitDash(cmd, args)
@@ -215,7 +217,7 @@ and 126 when it cannot be executed.`,
 			return err
 		}
 		if len(before) != 1 {
-			return usagef("msb exec: one sandbox name is needed; usage: %s", cmd.UseLine())
+			return usagef("msb exec: the name of a sandbox is needed")
 		}
 		opts, err := ex.options()
 		if err != nil {

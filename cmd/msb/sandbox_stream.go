@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -67,6 +68,6 @@ func cannotRun(cmd *cobra.Command, f *microsandbox.ExecFailure) error {
 	case "permission_denied", "not_executable":
 		code = exitNotExecutable
 	}
-	printError(cmd.ErrOrStderr(), &microsandbox.Error{Kind: microsandbox.ErrExecFailed, Message: "cannot run " + f.Path + ": " + f.Message})
+	printError(cmd.ErrOrStderr(), &microsandbox.Error{Kind: microsandbox.ErrExecFailed, Message: "cannot run " + f.Path + ": " + strings.TrimPrefix(f.Message, f.Path+": ")})
 	return exitError{code}
 }

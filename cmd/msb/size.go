@@ -5,7 +5,26 @@ import (
 	"math"
 	"math/big"
 	"strings"
+	"time"
 )
+
+// durationFlag is a time on the command line: 90 (seconds), 30s, 5m, 1h30m.
+type durationFlag time.Duration
+
+func (d *durationFlag) String() string { return "" }
+func (d *durationFlag) Type() string   { return "DURATION" }
+
+func (d *durationFlag) Set(s string) error {
+	if isDigits(s) {
+		s += "s"
+	}
+	v, err := time.ParseDuration(s)
+	if err != nil || v < 0 {
+		return fmt.Errorf("%q is not a duration: 90 (seconds), 30s, 5m or 1h30m", s)
+	}
+	*d = durationFlag(v)
+	return nil
+}
 
 // parseMiB parses a size on the command line into whole mebibytes: a bare
 // number is MiB, "512M" too, "1G" and "1.5G" are gibibytes. Less than a MiB of a

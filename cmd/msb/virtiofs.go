@@ -47,10 +47,10 @@ With QEMU, whose guest memory must be shared:
 	f.IntVar(&o.fd, "fd", -1, "use descriptor `N`: a connected or listening unix socket")
 	f.StringVar(&o.share.Path, "dir", "", "serve the directory `PATH`")
 	f.BoolVar(&o.share.Readonly, "readonly", false, "refuse every change")
-	f.StringVar(&o.share.Cache, "cache", "auto", "what the guest may cache: auto (1 s), none, always")
-	f.IntVar(&o.share.Queues, "queues", 1, "number of request queues")
-	f.StringVar(&o.share.StatVirt, "stat-virt", "strict", "guest owners and modes: strict and relaxed keep them in an extended attribute, off sets the host's")
-	f.StringVar(&o.share.HostPerms, "host-perms", "private", "host modes of new files: private or mirror (the guest's)")
+	f.StringVar(&o.share.Cache, "cache", "auto", "what the guest may cache, a `POLICY`: auto (1 s), none, always")
+	f.IntVar(&o.share.Queues, "queues", 1, "`NUMBER` of request queues")
+	f.StringVar(&o.share.StatVirt, "stat-virt", "strict", "guest owners and modes, a `POLICY`: strict and relaxed keep them in an extended attribute, off sets the host's")
+	f.StringVar(&o.share.HostPerms, "host-perms", "private", "host modes of new files, a `POLICY`: private or mirror (the guest's)")
 	f.StringVar(&o.tag, "tag", "", "offer the configuration space with `TAG`, for VMMs that ask for it (not QEMU before 8.1)")
 	return cmd
 }
@@ -98,7 +98,7 @@ func waitVirtiofs(ctx context.Context, p *fileserver.Process) error {
 	case <-ctx.Done():
 		p.Kill()
 		<-p.Done()
-		return exitError{exitInterrupted}
+		return context.Cause(ctx)
 	}
 }
 
