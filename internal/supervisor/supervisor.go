@@ -67,7 +67,9 @@ type supervisor struct {
 	spawn    spawner
 	log      *outputLog
 	plan     *mount.Plan
-	files    *fileserver.Process // nil without virtiofs mounts
+	kernel   func() (vmm.Kernel, error) // waits for the search
+	served   func() error               // waits for the file server
+	files    *fileserver.Process        // nil without virtiofs mounts, and before served
 	vmShares []vmm.Share
 	machine  vmm.Machine
 	link     *os.File
@@ -154,6 +156,8 @@ func (s *supervisor) start(ctx context.Context, report func(step string)) error 
 	if err := pointLocked.Hit(); err != nil {
 		return err
 	}
+	s.kernel = begin(func() (vmm.Kernel, error) { return kernel.Find(s.h, s.agent) })
+	s.undo = append(s.undo, func() { _, _ = s.kernel() })
 	for _, step := range steps {
 		report(step.name)
 		if err := step.do(ctx); err != nil {
@@ -185,7 +189,26 @@ func (s *supervisor) openMounts(ctx context.Context) error {
 	return nil
 }
 
+// begin runs f beside its caller. The function it returns waits for the result.
+func begin[T any](f func() (T, error)) func() (T, error) {
+	var v T
+	var err error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		v, err = f()
+	}()
+	return func() (T, error) {
+		<-done
+		return v, err
+	}
+}
+
+// startFileServer starts the file server and does not wait for it: QEMU starts
+// meanwhile and waits for its answers. served waits, and says why it did not
+// start.
 func (s *supervisor) startFileServer(ctx context.Context) error {
+	s.served = func() error { return nil }
 	if len(s.plan.Shares) == 0 {
 		return nil
 	}
@@ -193,35 +216,48 @@ func (s *supervisor) startFileServer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer log.Close()
 	conns := make([]*os.File, 0, len(s.plan.Shares))
-	defer func() { closeAll(conns) }()
 	for _, share := range s.plan.Shares {
 		front, back, err := socketPair(share.Tag)
 		if err != nil {
+			closeAll(append(conns, log))
 			return err
 		}
 		conns = append(conns, back)
 		s.vmShares = append(s.vmShares, vmm.Share{Tag: share.Tag, Conn: front})
 	}
-	p, err := fileserver.Start(ctx, fileserver.Options{
-		MSB: s.msb, ID: s.cfg.ID, Shares: s.plan.Shares, Conns: conns,
-		Inherit: s.plan.ShareLocks, Log: log, Spawn: s.spawn.start,
+	started := begin(func() (*fileserver.Process, error) {
+		defer closeAll(append(conns, log))
+		return fileserver.Start(ctx, fileserver.Options{
+			MSB: s.msb, ID: s.cfg.ID, Shares: s.plan.Shares, Conns: conns,
+			Inherit: s.plan.ShareLocks, Log: log, Spawn: s.spawn.start,
+		})
 	})
-	if err != nil {
-		return err
-	}
-	s.files = p
-	s.logFindings("file server", p.Findings())
+	s.served = sync.OnceValue(func() error {
+		p, err := started()
+		if err != nil {
+			return err
+		}
+		s.files = p
+		s.logFindings("file server", p.Findings())
+		return nil
+	})
 	s.undo = append(s.undo, func() {
-		p.Kill()
-		<-p.Done()
+		if s.served() == nil {
+			s.files.Kill()
+			<-s.files.Done()
+		}
 	})
 	return nil
 }
 
 func (s *supervisor) startMachine(ctx context.Context) error {
-	k, err := kernel.Find(s.h, s.agent)
+	jail, err := confine.NewVMM(s.msb)
+	if err != nil {
+		return err
+	}
+	s.undo = append(s.undo, jail.Close) // the uid it may have taken is QEMU's until its end
+	k, err := s.kernel()
 	if err != nil {
 		return err
 	}
@@ -230,17 +266,15 @@ func (s *supervisor) startMachine(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	jail, err := confine.NewVMM(s.msb)
-	if err != nil {
-		return err
-	}
-	s.undo = append(s.undo, jail.Close) // the uid it may have taken is QEMU's until its end
 	m, err := qemu.New(cfg, qemu.Options{Launch: jail.Launch, Spawn: s.spawn.start, Runtime: s.h.Kernels()})
 	if err != nil {
 		return err
 	}
 	s.machine = m // tearDown ends it
 	startErr := m.Start(ctx)
+	if err := s.served(); err != nil {
+		return err // QEMU had nobody to talk to
+	}
 	if m.PID() == 0 {
 		return startErr
 	}
