@@ -165,6 +165,8 @@ func mustBeFree(t testing.TB, h home.Dir, name string, volumes ...string) time.D
 	ctx := context.Background()
 	vols := volstore.New(h)
 	defer vols.Close()
+	// Whether the file system in it is sound is not the question here.
+	vols.SetChecker(func(context.Context, *volstore.Volume, *os.File) error { return nil })
 	var left string
 	free := func() bool {
 		if held, err := supervisor.Locked(h, name); err != nil || held {
