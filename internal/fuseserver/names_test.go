@@ -277,6 +277,8 @@ func TestListing(t *testing.T) {
 	})
 }
 
+func entryName(i int) string { return fmt.Sprintf("entry-%06d", i) }
+
 // TestListingCounts: READDIRPLUS counts a lookup for each entry but "." and "..".
 func TestListingCounts(t *testing.T) {
 	s := newShare(t, nil)
@@ -308,7 +310,7 @@ func fill(t testing.TB, dir string, n int) {
 	}
 	defer unix.Close(fd)
 	for i := range n {
-		f, err := unix.Openat(fd, fmt.Sprintf("entry-%06d", i), unix.O_CREAT|unix.O_WRONLY, 0o600)
+		f, err := unix.Openat(fd, entryName(i), unix.O_CREAT|unix.O_WRONLY, 0o600)
 		if err != nil {
 			t.Fatal(err)
 		}

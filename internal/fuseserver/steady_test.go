@@ -143,7 +143,7 @@ func BenchmarkNewNodes(b *testing.B) {
 			p := &parkedRequest{}
 			var reqs []*steady
 			for i := range 1000 {
-				reqs = append(reqs, steadyRequest(w.OpLookup, rootID, w.EntryOutSize, z(fmt.Sprintf("entry-%06d", i))))
+				reqs = append(reqs, steadyRequest(w.OpLookup, rootID, w.EntryOutSize, z(entryName(i))))
 			}
 			forget := steadyRequest(w.OpForget, 0, 0, pack(w.ForgetIn{Nlookup: 1}, w.Append))
 			for i := 0; b.Loop(); i++ {

@@ -40,17 +40,7 @@ func socketPair(t *testing.T) (a, b *net.UnixConn) {
 func TestThroughVirtqueues(t *testing.T) {
 	eachVirt(t, func(t *testing.T, virt string) {
 		s := virtShare(t, virt)
-		device, vmm := socketPair(t)
-		var served sync.WaitGroup
-		served.Go(func() {
-			if err := vhostuser.Serve(context.Background(), device, s.srv, vhostuser.Options{Queues: 3}); err != nil {
-				t.Errorf("device: %v", err)
-			}
-		})
-		guest, err := frontend.Connect(vmm, frontend.Options{Queues: 3})
-		if err != nil {
-			t.Fatal(err)
-		}
+		guest, ended := throughVirtqueues(t, s.srv)
 		for range 2 {
 			m, err := fuseclient.Mount(guest)
 			if err != nil {
@@ -65,11 +55,72 @@ func TestThroughVirtqueues(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		ended()
+	})
+}
+
+// throughVirtqueues serves a guest with two request queues through shared
+// memory. ended takes it away again.
+func throughVirtqueues(t *testing.T, srv *Server) (guest *frontend.Client, ended func()) {
+	t.Helper()
+	device, vmm := socketPair(t)
+	var served sync.WaitGroup
+	served.Go(func() {
+		if err := vhostuser.Serve(context.Background(), device, srv, vhostuser.Options{Queues: 3}); err != nil {
+			t.Errorf("device: %v", err)
+		}
+	})
+	guest, err := frontend.Connect(vmm, frontend.Options{Queues: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return guest, func() {
 		if err := guest.Close(); err != nil {
 			t.Error(err)
 		}
 		served.Wait()
-	})
+	}
+}
+
+// TestForgetWithoutRoomForReply: guests put FORGET and BATCH_FORGET into
+// chains without any writable descriptor. They are served like that: no length
+// is used, and the nodes and their descriptors are gone.
+func TestForgetWithoutRoomForReply(t *testing.T) {
+	const names = 64
+	s := newShare(t, nil)
+	fill(t, s.dir, names)
+	guest, ended := throughVirtqueues(t, s.srv)
+	defer ended()
+	for _, queue := range []int{0, 1} { // Linux uses queue 0 for them
+		m := &queueClient{t, guest, 1, uint64(queue) << 32}
+		var nodes []uint64
+		for i := range names {
+			var e w.EntryOut
+			w.Decode(m.call(w.OpLookup, rootID, w.EntryOutSize, z(entryName(i))), &e)
+			nodes = append(nodes, e.NodeID)
+		}
+		if n := s.srv.session.Load().nodes.size(); n != 1+names {
+			t.Fatalf("%d nodes after %d lookups", n, names)
+		}
+		m.queue = queue
+		for _, node := range nodes[:names/2] {
+			m.silent(w.OpForget, node, pack(w.ForgetIn{Nlookup: 1}, w.Append))
+		}
+		if n := s.srv.session.Load().nodes.size(); n != 1+names/2 {
+			t.Errorf("queue %d: %d nodes after FORGET, want %d", queue, n, 1+names/2)
+		}
+		batch := pack(w.BatchForgetIn{Count: names / 2}, w.Append)
+		for _, node := range nodes[names/2:] {
+			batch = w.Append(batch, &w.ForgetOne{NodeID: node, Nlookup: 1})
+		}
+		m.silent(w.OpBatchForget, 0, batch)
+		if n := s.srv.session.Load().nodes.size(); n != 1 {
+			t.Errorf("queue %d: %d nodes after BATCH_FORGET, want the root", queue, n)
+		}
+		if n := s.srv.fds.Load(); n != 1 {
+			t.Errorf("queue %d: %d descriptors held, want the root's", queue, n)
+		}
+	}
 }
 
 // useMount writes, syncs, reads back cold, lists and removes a file through
@@ -103,6 +154,16 @@ type queueClient struct {
 	guest  *frontend.Client
 	queue  int
 	unique uint64
+}
+
+// silent sends a request that gets no reply, in a chain without room for one.
+func (m *queueClient) silent(op w.Opcode, node uint64, args []byte) {
+	m.unique++
+	h := w.InHeader{Opcode: op, Unique: m.unique, NodeID: node, Len: uint32(headerSize + len(args))}
+	reply, err := m.guest.Do(m.queue, [][]byte{w.Append(nil, &h), args}, nil)
+	if err != nil || len(reply) != 0 {
+		m.t.Errorf("queue %d, opcode %d: reply of %d bytes, %v", m.queue, op, len(reply), err)
+	}
 }
 
 func (m *queueClient) call(op w.Opcode, node uint64, room int, parts ...[]byte) []byte {
