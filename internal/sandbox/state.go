@@ -108,6 +108,9 @@ func isDeadEphemeral(rec *records.Sandbox) bool {
 // a living sandbox whose lock is free become crashed, half-made and ephemeral
 // ones go, and so do directories without a record. Every mutating command calls it; a failure is the caller's to ignore.
 func (st *Store) Settle(ctx context.Context) error {
+	if _, err := os.Stat(st.h.DB()); errors.Is(err, fs.ErrNotExist) {
+		return nil // and no home is made for a command that will find nothing
+	}
 	return st.withDB(ctx, func(db *records.DB) error {
 		recs, _, err := db.ListSandboxes(ctx, records.SandboxFilter{})
 		if err != nil {
