@@ -9,8 +9,8 @@ BUILD := $(CURDIR)/build
 SEED := $(BUILD)/home
 
 PACKAGES_RUN := qemu-system-x86 e2fsprogs xz-utils
-PACKAGES_IMAGE := mmdebstrap
-PACKAGES_TEST := strace util-linux attr procps iproute2
+PACKAGES_IMAGE := mmdebstrap uidmap
+PACKAGES_TEST := strace util-linux attr procps iproute2 qemu-utils
 
 GOFILES := $(shell git ls-files '*.go' 2>/dev/null)
 

@@ -218,7 +218,7 @@ func TestOpenRawRefuses(t *testing.T) {
 func TestOpenRawAgainstQEMU(t *testing.T) {
 	qemuIO, err := exec.LookPath("qemu-io")
 	if err != nil {
-		t.Skip("missing: qemu-io (package qemu-utils)")
+		storetest.Missing(t, "qemu-io (package qemu-utils)")
 	}
 	path := filepath.Join(t.TempDir(), "i.raw")
 	if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {

@@ -59,7 +59,7 @@ func mountShare(t *testing.T, cfg Config) (mnt, dir string) {
 	}
 	dev, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
 	if err != nil {
-		t.Skipf("/dev/fuse: %v", err)
+		missing(t, "/dev/fuse: %v", err)
 	}
 	defer dev.Close()
 	dir, mnt = t.TempDir(), t.TempDir()
@@ -68,7 +68,7 @@ func mountShare(t *testing.T, cfg Config) (mnt, dir string) {
 	}
 	opts := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other", dev.Fd())
 	if err := unix.Mount("share", mnt, "fuse.msbtest", unix.MS_NOSUID|unix.MS_NODEV, opts); err != nil {
-		t.Skipf("mount fuse: %v", err)
+		missing(t, "a mount of type fuse: %v", err)
 	}
 	root, err := os.Open(dir)
 	if err != nil {

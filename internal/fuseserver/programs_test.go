@@ -27,12 +27,18 @@ func need(t *testing.T, programs ...string) {
 	t.Helper()
 	for _, p := range programs {
 		if _, err := exec.LookPath(p); err != nil {
-			if os.Getenv("CI") == "true" {
-				t.Fatalf("missing %s", p)
-			}
-			t.Skipf("missing %s", p)
+			missing(t, "%s", p)
 		}
 	}
+}
+
+// missing skips a test for want of something; in CI that is a failure.
+func missing(t *testing.T, format string, args ...any) {
+	t.Helper()
+	if os.Getenv("CI") == "true" {
+		t.Fatalf("missing: "+format, args...)
+	}
+	t.Skipf("missing: "+format, args...)
 }
 
 // TestGitThroughKernel clones and checks a repository on the share.

@@ -168,16 +168,20 @@ func state(proc string) byte {
 	return 0
 }
 
-// Eventually waits for a condition that a promise gives a deadline to, and fails
-// the test when the deadline passes. It looks every few milliseconds.
+// Eventually waits for a condition that a promise gives a deadline to. It looks
+// every few milliseconds, and fails the test when a look that began after the
+// deadline finds the condition false; how long a look takes does not count.
 func Eventually(t testing.TB, within time.Duration, what string, ok func() bool) time.Duration {
 	t.Helper()
 	began := time.Now()
-	for !ok() {
-		if time.Since(began) > within {
+	for {
+		late := time.Since(began) > within
+		if ok() {
+			return time.Since(began)
+		}
+		if late {
 			t.Fatalf("not within %s: %s", within, what)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-	return time.Since(began)
 }
