@@ -11,14 +11,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"strings"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/microsandbox-go/microsandbox"
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	"github.com/microsandbox-go/microsandbox/internal/failpoint"
+	"github.com/microsandbox-go/microsandbox/internal/home"
 )
 
 func main() { os.Exit(run(os.Args)) }
@@ -192,6 +196,18 @@ func hintOf(err error) string {
 		return "`msb ls` lists the sandboxes"
 	case microsandbox.IsKind(err, microsandbox.ErrVolumeNotFound):
 		return "`msb volume ls` lists the volumes, `msb volume create` makes one"
+	case errors.Is(err, fs.ErrPermission):
+		return homeHint()
 	}
 	return ""
+}
+
+// homeHint is the way out of a home that is somebody else's or cannot be made;
+// "" if the home is not to blame.
+func homeHint() string {
+	h, err := home.Resolve()
+	if err != nil || unix.Access(string(h), unix.R_OK|unix.W_OK|unix.X_OK) == nil {
+		return ""
+	}
+	return fmt.Sprintf("%s cannot be used by you: set %s to a directory of yours", h, home.EnvVar)
 }
