@@ -43,12 +43,24 @@ func addGroup(root *cobra.Command, title string, cmds ...*cobra.Command) {
 	root.AddCommand(cmds...)
 }
 
+// otherTools are flags that other tools of this kind have: what to do here.
+var otherTools = map[string]string{
+	"exec i":           "leave -i out: input is always passed on",
+	"exec interactive": "leave --interactive out: input is always passed on",
+	"run i":            "leave -i out: input is always passed on",
+	"run interactive":  "leave --interactive out: input is always passed on",
+	"run rm":           "leave --rm out: a sandbox without --name is removed when its program has ended",
+	"run mount":        "-v SOURCE:GUEST mounts; see msb run --help",
+}
+
 // flagError is a wrong flag in our words.
 func flagError(cmd *cobra.Command, err error) error {
 	var unknown *pflag.NotExistError
 	var invalid *pflag.InvalidValueError
 	var number *strconv.NumError
 	switch {
+	case errors.As(err, &unknown) && otherTools[cmd.Name()+" "+unknown.GetSpecifiedName()] != "" && cmd.Flags().NArg() == 0:
+		return hinted{usageError{err}, otherTools[cmd.Name()+" "+unknown.GetSpecifiedName()]}
 	case errors.As(err, &unknown) && (cmd.Name() == "run" || cmd.Name() == "exec") && cmd.Flags().NArg() > 0:
 		return hinted{usageError{err}, fmt.Sprintf("a program and its flags go after --, as in %s %s -- ls -l; see also %[1]s --help", cmd.CommandPath(), cmd.Flags().Arg(0))}
 	case errors.As(err, &invalid) && errors.As(err, &number):
