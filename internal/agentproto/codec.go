@@ -152,7 +152,9 @@ func Encode(typ string, payload any) ([]byte, error) {
 		return EncodeData(typ, d.Data), nil
 	}
 	p := []byte{0xa0}
-	if payload != nil {
+	if c, ok := payload.(compact); ok {
+		p = c.appendCBOR(nil)
+	} else if payload != nil {
 		var err error
 		if p, err = encMode.Marshal(payload); err != nil {
 			return nil, fmt.Errorf("agentproto: encode %s: %w", typ, err)
@@ -211,6 +213,16 @@ func Decode(body []byte) (typ string, v uint8, payload []byte, err error) {
 // Unmarshal decodes a payload into the struct x points to. Unknown fields are
 // ignored, absent ones keep their zero value.
 func Unmarshal(payload []byte, x any) error {
+	switch x := x.(type) {
+	case *Boot:
+		if takeAll(payload, x) {
+			return nil
+		}
+	case *Exec:
+		if takeAll(payload, x) {
+			return nil
+		}
+	}
 	if err := decMode.Unmarshal(payload, x); err != nil {
 		return fmt.Errorf("agentproto: payload: %w", err)
 	}
