@@ -47,11 +47,15 @@ type call struct {
 	path  [24]byte // "N", the name of descriptor N in /proc/self/fd
 	times [2]unix.Timespec
 	xattr [32]byte
+	xargs xattrArgs
 	offs  [2]int64
 
 	entry hostEntry
 	fresh bool              // adopt made a new node
+	spare *inode            // for the next new node
 	hints [hintSlots]uint64 // names whose nodes were known when last looked up
+
+	unhinted guess
 }
 
 func newCall(s *Server) *call {

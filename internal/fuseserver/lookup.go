@@ -49,30 +49,57 @@ func (c *call) lookup(dir *inode, name judged, a *fusewire.Attr) (*inode, errno)
 
 // find is lookup for ordinary names. For an inode that the table has, a stat
 // of the name is enough; for a new one, opening it at once saves that stat.
-// The queue's hints say which is more likely; either way works for both.
+// The queue's hints, and how the last names without a hint turned out, say
+// which is more likely; either way works for both.
 func (c *call) find(dir *inode, name judged, a *fusewire.Attr) (*inode, errno) {
 	mark := hintOf(dir, name)
 	hint := &c.hints[mark%hintSlots]
-	if *hint != mark && c.s.fds.Load() < c.s.nodeBudget {
+	hinted := *hint == mark
+	if !hinted && c.unhinted.new() && c.s.fds.Load() < c.s.nodeBudget {
 		n, err := c.meet(dir, name, a)
-		if err == 0 && !c.fresh {
-			*hint = mark
+		if err == 0 {
+			c.unhinted.was(c.fresh)
+			if !c.fresh {
+				*hint = mark
+			}
 		}
 		return n, err
 	}
 	// What was looked up before is in memory: this does not sleep.
-	if err := statxAt(dir.quick && *hint == mark, dir.fd, name.Ptr(), &c.stx); err != 0 {
+	if err := statxAt(dir.quick && hinted, dir.fd, name.Ptr(), &c.stx); err != 0 {
 		return nil, err
 	}
-	if n := c.se.nodes.known(identityOf(&c.stx)); n != nil {
-		attrFromStatx(a, &c.stx)
-		return c.finish(n, a, 0)
+	n := c.se.nodes.known(identityOf(&c.stx))
+	if !hinted {
+		c.unhinted.was(n == nil)
 	}
-	*hint = 0
-	return c.meet(dir, name, a)
+	if n == nil {
+		if hinted {
+			*hint = 0
+		}
+		return c.meet(dir, name, a)
+	}
+	*hint = mark
+	attrFromStatx(a, &c.stx)
+	return c.finish(n, a, 0)
 }
 
 const hintSlots = 1024
+
+// guess is whether names without a hint are expected to be new: it follows the
+// majority of the last few.
+type guess int8
+
+func (g guess) new() bool { return g >= 0 }
+
+// was takes in what a name turned out to be.
+func (g *guess) was(new bool) {
+	if new {
+		*g = min(*g+1, 3)
+	} else {
+		*g = max(*g-1, -4)
+	}
+}
 
 var hintSeed = maphash.MakeSeed()
 
@@ -143,11 +170,17 @@ func (c *call) adopt(dir *inode, fd int, a *fusewire.Attr) (*inode, errno) {
 		c.s.release()
 		return nil, err
 	}
-	n := c.s.newInode(c.s.lastID.Add(1), fd, &c.stx)
+	if c.spare == nil {
+		c.spare = new(inode)
+	}
+	n := c.spare
+	c.s.setInode(n, c.s.lastID.Add(1), fd, &c.stx)
 	n.submount = n.isDir() && (n.key.mnt != dir.key.mnt || n.key.dev != dir.key.dev)
 	got := c.se.nodes.add(n)
 	c.fresh = got == n
-	if !c.fresh {
+	if c.fresh {
+		c.spare = nil
+	} else {
 		closeFd(fd)
 		c.s.release()
 	}

@@ -21,20 +21,22 @@ func identityOf(stx *unix.Statx_t) identity {
 
 // inode is one host inode that the guest knows. Everything but the counters
 // and the overlay cache is fixed for its life.
+//
+// It is 128 bytes long. What a lookup of a known inode needs comes first, so
+// that it lies in one cache line.
 type inode struct {
-	srv      *Server
-	id       uint64
 	key      identity
+	next     [orders]*inode // guarded by the key shard and the id shard
+	nlookup  uint64         // guarded by its key shard
+	id       uint64
+	refs     atomic.Int32 // one for the table, one per user
+	format   uint32       // file type bits of the host's mode
+	srv      *Server
 	fd       int
-	format   uint32      // file type bits of the host's mode
 	quick    bool        // an fstat of fd never sleeps
 	submount bool        // on another mount than its parent
 	large    atomic.Bool // was once at least slowClose bytes long
-
-	refs    atomic.Int32 // one for the table, one per user
-	nlookup uint64       // guarded by its key shard
-	next    *inode       // guarded by its key shard: another one of the same mix
-	ov      overlayCache
+	ov       overlayCache
 }
 
 // hold takes another reference for somebody who has one.
@@ -65,77 +67,45 @@ type nodeTable struct {
 }
 
 type idShard struct {
-	mu sync.RWMutex
-	m  map[uint64]*inode // guarded by mu
-	_  [64 - 32]byte     // shards of busy nodes do not share a cache line
+	mu    sync.RWMutex
+	nodes chains // guarded by mu; shards of busy nodes do not share a cache line
 }
 
 type keyShard struct {
 	mu     sync.Mutex
-	m      map[uint64]*inode // guarded by mu: by mix, chained by next
-	closed bool              // guarded by mu
-	_      [64 - 24]byte
+	nodes  chains // guarded by mu
+	closed bool   // guarded by mu
+	_      [64 - 56]byte
 }
 
 func newNodeTable() *nodeTable {
 	t := &nodeTable{}
 	for i := range nodeShards {
-		t.byID[i].m = map[uint64]*inode{}
-		t.byKey[i].m = map[uint64]*inode{}
+		t.byID[i].nodes = newChains(byID)
+		t.byKey[i].nodes = newChains(byKey)
 	}
 	return t
 }
 
 func (t *nodeTable) idShard(id uint64) *idShard { return &t.byID[id%nodeShards] }
 
-func (t *nodeTable) keyShard(k identity) *keyShard {
-	return &t.byKey[k.mix()*0x9e3779b97f4a7c15>>58]
-}
+func (t *nodeTable) keyShard(k identity) *keyShard { return &t.byKey[k.hash()>>58] }
 
-// mix folds an identity into one word. On one mount it is unique, so chains
-// are as good as always one inode long.
+// mix folds an identity into one word. On one mount it is unique.
 func (k identity) mix() uint64 { return k.ino ^ k.dev<<40 ^ k.mnt<<52 }
 
-// find returns the inode of an identity; s.mu is held.
-func (s *keyShard) find(k identity) *inode {
-	n := s.m[k.mix()]
-	for n != nil && n.key != k {
-		n = n.next
-	}
-	return n
-}
-
-// insert and remove keep the chains; s.mu is held.
-func (s *keyShard) insert(n *inode) {
-	mix := n.key.mix()
-	n.next = s.m[mix]
-	s.m[mix] = n
-}
-
-func (s *keyShard) remove(n *inode) {
-	mix := n.key.mix()
-	first := s.m[mix]
-	if first == n {
-		if n.next == nil {
-			delete(s.m, mix)
-		} else {
-			s.m[mix] = n.next
-		}
-		return
-	}
-	for p := first; p != nil; p = p.next {
-		if p.next == n {
-			p.next = n.next
-			return
-		}
-	}
+// hash spreads identities: the six highest bits choose the shard, lower ones
+// the chain.
+func (k identity) hash() uint64 {
+	h := k.mix() * 0x9e3779b97f4a7c15
+	return h ^ h>>32
 }
 
 // get returns the inode of a node id with a reference, nil if there is none.
 func (t *nodeTable) get(id uint64) *inode {
 	s := t.idShard(id)
 	s.mu.RLock()
-	n := s.m[id]
+	n := s.nodes.findID(id)
 	if n != nil {
 		n.refs.Add(1)
 	}
@@ -149,7 +119,7 @@ func (t *nodeTable) known(k identity) *inode {
 	s := t.keyShard(k)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := s.find(k)
+	n := s.nodes.findKey(k)
 	if n != nil {
 		n.count()
 		n.refs.Add(1)
@@ -163,7 +133,7 @@ func (t *nodeTable) peek(k identity) *inode {
 	s := t.keyShard(k)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.find(k)
+	return s.nodes.findKey(k)
 }
 
 // count adds a lookup. The count saturates: such a node lives for ever.
@@ -183,16 +153,16 @@ func (t *nodeTable) add(n *inode) *inode {
 	if s.closed {
 		return nil
 	}
-	if old := s.find(n.key); old != nil {
+	if old := s.nodes.findKey(n.key); old != nil {
 		old.count()
 		return old.hold()
 	}
 	n.nlookup = 1
 	n.refs.Store(2)
-	s.insert(n)
+	s.nodes.insert(n)
 	i := t.idShard(n.id)
 	i.mu.Lock()
-	i.m[n.id] = n
+	i.nodes.insert(n)
 	i.mu.Unlock()
 	return n
 }
@@ -223,12 +193,12 @@ func (t *nodeTable) forget(id, lookups uint64) bool {
 	return lookups <= had
 }
 
-// remove takes n out of both maps; its key shard s is locked.
+// remove takes n out of both tables; its key shard s is locked.
 func (t *nodeTable) remove(s *keyShard, n *inode) {
-	s.remove(n)
+	s.nodes.remove(n)
 	i := t.idShard(n.id)
 	i.mu.Lock()
-	delete(i.m, n.id)
+	i.nodes.remove(n)
 	i.mu.Unlock()
 }
 
@@ -238,14 +208,9 @@ func (t *nodeTable) close() {
 		s := &t.byKey[i]
 		s.mu.Lock()
 		s.closed = true
-		gone := make([]*inode, 0, len(s.m))
-		for _, n := range s.m {
-			for ; n != nil; n = n.next {
-				n.nlookup = 0
-				gone = append(gone, n)
-			}
-		}
+		gone := s.nodes.all()
 		for _, n := range gone {
+			n.nlookup = 0
 			t.remove(s, n)
 		}
 		s.mu.Unlock()
@@ -255,13 +220,13 @@ func (t *nodeTable) close() {
 	}
 }
 
-// count returns the number of nodes.
+// size returns the number of nodes.
 func (t *nodeTable) size() int {
 	total := 0
 	for i := range t.byID {
 		s := &t.byID[i]
 		s.mu.RLock()
-		total += len(s.m)
+		total += s.nodes.n
 		s.mu.RUnlock()
 	}
 	return total

@@ -168,7 +168,8 @@ func (s *Server) beginSession(c *call) errno {
 		return err
 	}
 	s.fds.Add(1)
-	root := s.newInode(rootID, fd, &c.stx)
+	root := new(inode)
+	s.setInode(root, rootID, fd, &c.stx)
 	se.nodes.add(root).drop()
 	s.session.Store(se)
 	return 0
@@ -187,11 +188,12 @@ func (se *session) end() {
 	se.nodes.close()
 }
 
-// newInode wraps a descriptor that has been charged to the budget.
-func (s *Server) newInode(id uint64, fd int, stx *unix.Statx_t) *inode {
-	n := &inode{srv: s, id: id, key: identityOf(stx), fd: fd, format: uint32(stx.Mode) & unix.S_IFMT}
+// setInode makes n, which nobody else has seen yet, the inode of a descriptor
+// that has been charged to the budget.
+func (s *Server) setInode(n *inode, id uint64, fd int, stx *unix.Statx_t) {
+	n.srv, n.id, n.key, n.fd = s, id, identityOf(stx), fd
+	n.format = uint32(stx.Mode) & unix.S_IFMT
 	n.quick = s.quick && n.key.dev == s.rootDev
-	return n
 }
 
 // reserve charges one descriptor to the budget, for a handle or for a node.

@@ -3,6 +3,7 @@ package fuseserver
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -21,10 +22,15 @@ func steadyRequest(op w.Opcode, node uint64, room int, parts ...[]byte) *steady 
 	return s
 }
 
+const steadyNames = 2 * hintSlots
+
 // steadyRequests are the requests that a busy guest sends most. Under them
 // the server allocates nothing.
+// They know more names than there are slots for hints.
 func steadyRequests(tb testing.TB, virt string) (*share, map[string]*steady) {
 	sh := virtShare(tb, virt)
+	fill(tb, sh.dir, steadyNames)
+	sh.list(rootID, 128<<10, true) // every node is known from here on
 	e, fh := sh.mustCreate(rootID, "file", 0o644)
 	if _, err := sh.write(e.NodeID, fh, 0, string(make([]byte, 64<<10))); err != 0 {
 		tb.Fatal(err)
@@ -41,27 +47,70 @@ func TestSteadyStateAllocatesNothing(t *testing.T) {
 	eachVirt(t, func(t *testing.T, virt string) {
 		sh, reqs := steadyRequests(t, virt)
 		p := &parkedRequest{}
+		serve := func(name string, r *steady) {
+			if used, done := sh.c.serve(r.in, r.out, p); !done || used <= replySize {
+				t.Fatalf("%s: used %d, done %v", name, used, done)
+			}
+		}
 		for name, r := range reqs {
-			n := testing.AllocsPerRun(200, func() {
-				if used, done := sh.c.serve(r.in, r.out, p); !done || used <= replySize {
-					t.Fatalf("%s: used %d, done %v", name, used, done)
-				}
-			})
-			if n != 0 {
+			if n := testing.AllocsPerRun(200, func() { serve(name, r) }); n != 0 {
 				t.Errorf("%s: %v allocations", name, n)
 			}
 		}
+		names := lookups(steadyNames)
+		if n := testing.AllocsPerRun(5, func() {
+			for _, r := range names {
+				serve("lookup of many", r)
+			}
+		}); n != 0 {
+			t.Errorf("lookup of %d known names: %v allocations", len(names), n)
+		}
 	})
+}
+
+// lookups are LOOKUPs of the files that fill made.
+func lookups(n int) []*steady {
+	var reqs []*steady
+	for i := range n {
+		reqs = append(reqs, steadyRequest(w.OpLookup, rootID, w.EntryOutSize, z(entryName(i))))
+	}
+	return reqs
+}
+
+// reportCPU reports the processor time of the process per operation, which a
+// busy machine changes less than the time on the wall.
+func reportCPU(b *testing.B) func() {
+	start := cpuTime(b)
+	return func() { b.ReportMetric(float64((cpuTime(b)-start).Nanoseconds())/float64(b.N), "cpu-ns/op") }
+}
+
+func cpuTime(b *testing.B) time.Duration {
+	var r unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &r); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
 }
 
 func BenchmarkServe(b *testing.B) {
 	for _, virt := range []string{"strict", "off"} {
 		sh, reqs := steadyRequests(b, virt)
+		names := lookups(steadyNames)
+		b.Run(virt+"/lookup-many", func(b *testing.B) {
+			p := &parkedRequest{}
+			b.ReportAllocs()
+			defer reportCPU(b)()
+			for i := 0; b.Loop(); i++ {
+				r := names[i%len(names)]
+				sh.c.serve(r.in, r.out, p)
+			}
+		})
 		for _, name := range []string{"getattr", "lookup", "read", "write"} {
 			r := reqs[name]
 			b.Run(virt+"/"+name, func(b *testing.B) {
 				p := &parkedRequest{}
 				b.ReportAllocs()
+				defer reportCPU(b)()
 				for b.Loop() {
 					sh.c.serve(r.in, r.out, p)
 				}
@@ -82,6 +131,7 @@ func BenchmarkListing(b *testing.B) {
 			for name, op := range map[string]w.Opcode{"readdir": w.OpReaddir, "readdirplus": w.OpReaddirplus} {
 				for _, size := range []int{4 << 10, 128 << 10} {
 					b.Run(fmt.Sprintf("%s/%dK", name, size>>10), func(b *testing.B) {
+						defer reportCPU(b)()
 						for b.Loop() {
 							sh.scan(op, fh, size)
 						}
@@ -141,11 +191,9 @@ func BenchmarkNewNodes(b *testing.B) {
 		b.Run(virt, func(b *testing.B) {
 			b.ReportAllocs()
 			p := &parkedRequest{}
-			var reqs []*steady
-			for i := range 1000 {
-				reqs = append(reqs, steadyRequest(w.OpLookup, rootID, w.EntryOutSize, z(entryName(i))))
-			}
+			reqs := lookups(1000)
 			forget := steadyRequest(w.OpForget, 0, 0, pack(w.ForgetIn{Nlookup: 1}, w.Append))
+			defer reportCPU(b)()
 			for i := 0; b.Loop(); i++ {
 				r := reqs[i%len(reqs)]
 				sh.c.serve(r.in, r.out, p)

@@ -223,17 +223,22 @@ type xattrArgs struct {
 	flags uint32
 }
 
-func getxattrat(dir int, path, name *byte, b []byte) (int, errno) {
-	args := xattrArgs{unsafe.Pointer(unsafe.SliceData(b)), uint32(len(b)), 0}
+func (x *xattrArgs) set(b []byte, flags uint32) {
+	*x = xattrArgs{unsafe.Pointer(unsafe.SliceData(b)), uint32(len(b)), flags}
+}
+
+// getxattrat and setxattrat use x, which must be on the heap, for their arguments.
+func getxattrat(x *xattrArgs, dir int, path, name *byte, b []byte) (int, errno) {
+	x.set(b, 0)
 	n, err := sys(sysGetxattrat, uintptr(dir), uintptr(unsafe.Pointer(path)), 0,
-		uintptr(unsafe.Pointer(name)), uintptr(unsafe.Pointer(&args)), unsafe.Sizeof(args))
+		uintptr(unsafe.Pointer(name)), uintptr(unsafe.Pointer(x)), unsafe.Sizeof(*x))
 	return int(n), err
 }
 
-func setxattrat(dir int, path, name *byte, b []byte, flags uint32) errno {
-	args := xattrArgs{unsafe.Pointer(unsafe.SliceData(b)), uint32(len(b)), flags}
+func setxattrat(x *xattrArgs, dir int, path, name *byte, b []byte, flags uint32) errno {
+	x.set(b, flags)
 	_, err := sys(sysSetxattrat, uintptr(dir), uintptr(unsafe.Pointer(path)), 0,
-		uintptr(unsafe.Pointer(name)), uintptr(unsafe.Pointer(&args)), unsafe.Sizeof(args))
+		uintptr(unsafe.Pointer(name)), uintptr(unsafe.Pointer(x)), unsafe.Sizeof(*x))
 	return err
 }
 

@@ -12,7 +12,7 @@ import (
 // reached in one call through its name in /proc/self/fd.
 func haveXattrat(proc, fd int) bool {
 	c := call{}
-	_, err := getxattrat(proc, c.procName(fd), &overlayName[0], nil)
+	_, err := getxattrat(&c.xargs, proc, c.procName(fd), &overlayName[0], nil)
 	switch err {
 	case unix.ENOSYS, unix.EPERM, unix.EBADF, unix.EINVAL:
 		return false
@@ -29,7 +29,7 @@ func (c *call) nodeGetxattr(n *inode, name *byte, b []byte) (int, errno) {
 		return 0, unix.EOPNOTSUPP
 	}
 	if c.s.xattrat {
-		return getxattrat(c.s.proc, c.procName(n.fd), name, b)
+		return getxattrat(&c.xargs, c.s.proc, c.procName(n.fd), name, b)
 	}
 	fd, err := c.openForXattr(n)
 	if err != 0 {
@@ -44,7 +44,7 @@ func (c *call) nodeSetxattr(n *inode, name *byte, b []byte, flags uint32) errno 
 		return unix.EPERM
 	}
 	if c.s.xattrat {
-		return setxattrat(c.s.proc, c.procName(n.fd), name, b, flags)
+		return setxattrat(&c.xargs, c.s.proc, c.procName(n.fd), name, b, flags)
 	}
 	fd, err := c.openForXattr(n)
 	if err != 0 {
