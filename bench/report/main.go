@@ -16,6 +16,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -75,6 +76,9 @@ func run(ctx context.Context, only string, again bool) error {
 			continue
 		}
 		text, err := s.output(ctx, again)
+		if again && errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
 		if err == nil {
 			err = s.publish(text)
 		}
@@ -109,8 +113,9 @@ func (s section) output(ctx context.Context, again bool) (string, error) {
 // publish writes the tables into both documents.
 func (s section) publish(text string) error {
 	short, rest, found := strings.Cut(text, details)
+	short = strings.TrimRight(short, "\n") + "\n"
 	if found {
-		rest = "\n" + rest
+		rest = "\n" + strings.TrimLeft(rest, "\n")
 	}
 	why := s.missed(text)
 	if err := replace(performance, s.name, short+why+rest); err != nil {
