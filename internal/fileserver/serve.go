@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -55,7 +56,8 @@ func Main(args []string) int {
 type server struct {
 	request
 	fs     []*fuseserver.Server // one per share
-	budget int
+	budget int                  // descriptors that the guest may make us hold
+	fds    atomic.Int64         // held, by all shares
 }
 
 // setUp opens and probes the shares, and gives up what only that needed.
@@ -107,16 +109,20 @@ func readFd(fd int) ([]byte, error) {
 const (
 	ownFiles   = 256
 	shareFiles = 128
+	// maxGuestFiles bounds the memory for nodes: about 430 bytes each.
+	maxGuestFiles = 1 << 18
 )
 
-// shareBudget divides the descriptors of the process among n shares.
+// shareBudget is how many descriptors the guest may make the process hold, over
+// all of its n shares: they are one guest's, and which of them it fills is its
+// own affair.
 func shareBudget(n int) (int, error) {
 	var r unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &r); err != nil {
 		return 0, errdefs.Wrap(errdefs.IO, err, "descriptor limit")
 	}
-	budget := (int64(min(r.Cur, 1<<24)) - ownFiles) / int64(n)
-	budget = min((budget-shareFiles)*3/4, 65536)
+	budget := int64(min(r.Cur, 1<<24)) - ownFiles - int64(n)*shareFiles
+	budget = min(budget*15/16, maxGuestFiles)
 	if budget < 64 {
 		return 0, errdefs.New(errdefs.InvalidConfig, "%d open files are too few for %d shares", r.Cur, n).
 			WithHint("raise the hard limit of open files (ulimit -Hn) to 4096 or more")
@@ -149,7 +155,7 @@ func (s *server) open(i int) error {
 	}
 	cfg := share.config()
 	cfg.Root, cfg.ProcSelfFd = fd, s.ProcSelfFd
-	cfg.FDBudget = s.budget
+	cfg.FDBudget, cfg.FDs = s.budget, &s.fds
 	cfg.AsRoot = s.Privileged && share.StatVirt == "off"
 	cfg.Logf = log.Printf
 	fs, err := fuseserver.New(cfg)

@@ -3,6 +3,7 @@ package fuseserver
 import (
 	"fmt"
 	"os"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -27,9 +28,11 @@ type Config struct {
 	GuestUID, GuestGID uint32
 
 	// FDBudget bounds the descriptors held for nodes and handles. 0 means
-	// three quarters of the soft RLIMIT_NOFILE, at most 65536; a process with
-	// several shares must divide that itself.
+	// three quarters of the soft RLIMIT_NOFILE, at most 65536.
 	FDBudget int
+	// FDs counts the descriptors held. Servers of one process that share a
+	// budget are given the same count; nil is a count of its own.
+	FDs *atomic.Int64 `json:"-"`
 
 	// AsRoot says that the server has CAP_CHOWN and CAP_FOWNER: with StatVirt
 	// "off" owners and modes are then set on the host as the guest sets them.

@@ -47,7 +47,7 @@ func (c *call) newFile(dir *inode, name judged, flags int, v overlay) (int, errn
 }
 
 // imprint gives a file just made its owner and mode, through the descriptor
-// that made it. Its host mode has been set but for the set-id bits.
+// that made it. Its host mode has been set.
 func (c *call) imprint(fd int, v overlay) errno {
 	switch {
 	case c.s.virt != virtOff:
@@ -60,12 +60,7 @@ func (c *call) imprint(fd int, v overlay) errno {
 		return 0
 	}
 	if v.uid != 0 || v.gid != 0 {
-		if err := fchownFd(fd, v.uid, v.gid); err != 0 {
-			return err
-		}
-	}
-	if v.mode&(unix.S_ISUID|unix.S_ISGID) != 0 {
-		return fchmod(fd, v.mode&0o7777)
+		return fchownFd(fd, v.uid, v.gid)
 	}
 	return 0
 }

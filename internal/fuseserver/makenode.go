@@ -161,7 +161,7 @@ func (c *call) imprintNode(n *inode, v overlay) errno {
 			return err
 		}
 	}
-	if v.format() != unix.S_IFLNK && v.mode&(unix.S_ISUID|unix.S_ISGID) != 0 {
+	if v.format() == unix.S_IFDIR && v.mode&unix.S_ISGID != 0 { // chown may clear it
 		return fchmodat(c.s.proc, c.procName(n.fd), v.mode&0o7777)
 	}
 	return 0

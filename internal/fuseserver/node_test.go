@@ -1,10 +1,13 @@
 package fuseserver
 
-import "testing"
+import (
+	"sync/atomic"
+	"testing"
+)
 
 // TestNodesOfOneMix: identities that fold into the same word stay apart.
 func TestNodesOfOneMix(t *testing.T) {
-	s := &Server{work: newWorkers(nil)}
+	s := &Server{work: newWorkers(nil), fds: new(atomic.Int64)}
 	defer s.work.close()
 	table := newNodeTable()
 	var nodes []*inode

@@ -270,10 +270,14 @@ func floorOf(format uint32) uint32 {
 }
 
 // hostMode returns the mode bits that a file or directory gets on the host
-// when the guest gives it mode.
+// when the guest gives it mode. A file never gets a set-id bit: any user of the
+// host who can reach it could become its owner, root included.
 func (s *Server) hostMode(mode uint32) uint32 {
 	switch {
 	case s.virt == virtOff && s.cfg.AsRoot:
+		if mode&unix.S_IFMT != unix.S_IFDIR {
+			mode &^= unix.S_ISUID | unix.S_ISGID
+		}
 		return mode & 0o7777
 	case s.virt == virtOff || s.mirror:
 		return mode&0o777 | floorOf(mode&unix.S_IFMT)

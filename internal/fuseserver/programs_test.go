@@ -75,7 +75,8 @@ func TestTarThroughKernel(t *testing.T) {
 				chown $i:$((i+1)) d$i/file
 				test `+virt+` = relaxed || chown -h $((i+2)):$i d$i/sym
 			done
-			chmod 4755 d7/file; chmod 2755 d8/file; chmod 1777 d9; mkfifo d1/fifo; chown 5:6 d1/fifo
+			test `+virt+` = off || { chmod 4755 d7/file; chmod 2755 d8/file; }
+			chmod 1777 d9; mkfifo d1/fifo; chown 5:6 d1/fifo
 			dd if=/dev/zero of=sparse bs=1 count=0 seek=10M status=none
 			touch -h -d '2001-02-03 04:05:06.789012345' d5/sym; touch -d '1969-01-01' d6/file`)
 		shell(t, src, `tar --xattrs --sparse -cf - . | tar --xattrs -C `+mnt+` -xpf -`)

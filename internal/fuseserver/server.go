@@ -33,8 +33,8 @@ type Server struct {
 	work      *workers
 	closeOnce sync.Once
 
-	nodeBudget, budget int64 // descriptors for nodes; for nodes and handles
-	fds                atomic.Int64
+	nodeBudget, budget int64         // descriptors for nodes; for nodes and handles
+	fds                *atomic.Int64 // held now; shared by the servers of one budget
 	lastID             atomic.Uint64 // of nodes and handles; never reused
 	session            atomic.Pointer[session]
 	sessionMu          sync.Mutex // serialises INIT, DESTROY and Close
@@ -74,8 +74,12 @@ func New(cfg Config) (*Server, error) {
 		// An eighth is left for handles, so that a guest that keeps many
 		// nodes can still open files.
 		nodeBudget: int64(budget - budget/8),
+		fds:        cfg.FDs,
 		root:       -1,
 		proc:       -1,
+	}
+	if s.fds == nil {
+		s.fds = new(atomic.Int64)
 	}
 	s.valid = map[cacheMode]uint64{cacheAuto: 1, cacheNone: 0, cacheAlways: 86400}[s.cache]
 	s.lastID.Store(rootID)
