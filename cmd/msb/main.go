@@ -65,12 +65,12 @@ func (i interrupt) Error() string {
 // Is makes it a cancellation as any other.
 func (i interrupt) Is(target error) bool { return target == context.Canceled }
 
-// untilSignal returns a context that ends with the first SIGINT or SIGTERM; a
-// second one ends the process at once.
+// untilSignal returns a context that ends with the first SIGINT, SIGTERM or
+// SIGHUP (the terminal has gone); a second one ends the process at once.
 func untilSignal(parent context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(parent)
 	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	go func() {
 		select {
 		case s := <-signals:

@@ -158,7 +158,7 @@ func (s *supervisor) bootError(ctx context.Context, err error) error {
 	if tail := consoleTail(s.logPath(ConsoleLog)); tail != "" {
 		e.Msg += "; end of the console:\n" + tail
 	}
-	return e.WithHint("the whole console is in %s; msb doctor shows kernel and accelerator", s.logPath(ConsoleLog))
+	return e.WithHint("msb doctor shows kernel and accelerator; a slow machine may need a longer boot timeout (--boot-timeout)")
 }
 
 // machineEnds reports whether the machine is gone, or goes within the time.

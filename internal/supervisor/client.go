@@ -151,7 +151,7 @@ func (c *client) toAgent(f agentproto.Frame) error {
 		return c.input(f.ID, msgType, data)
 	case agentproto.MsgSignal, agentproto.MsgResize, agentproto.MsgPing:
 		if !fitsLink(f.Body) { // the link would end for everybody
-			return c.refuse(f.ID, "invalid_payload", fmt.Sprintf("message of %d bytes is larger than %d", len(f.Body), agentproto.MaxLinkFrame))
+			return c.refuse(f.ID, "invalid_payload", fmt.Sprintf("message of %d bytes is larger than %d", len(f.Body), maxRequest))
 		}
 		return c.relay.send(agentproto.Frame{ID: f.ID, Flags: f.Flags & agentproto.FlagSessionStart, Body: f.Body})
 	}
@@ -162,7 +162,7 @@ func (c *client) toAgent(f agentproto.Frame) error {
 // request that does not fit the link are refused.
 func (c *client) open(f agentproto.Frame, msgType string) error {
 	if !fitsLink(f.Body) {
-		return c.refuse(f.ID, "invalid_payload", fmt.Sprintf("request of %d bytes is larger than %d", len(f.Body), agentproto.MaxLinkFrame))
+		return c.refuse(f.ID, "invalid_payload", fmt.Sprintf("request of %d bytes is larger than %d", len(f.Body), maxRequest))
 	}
 	r := c.relay
 	r.mu.Lock()
@@ -182,7 +182,7 @@ func (c *client) open(f agentproto.Frame, msgType string) error {
 
 // fitsLink reports whether a frame with this body may go to the agent.
 func fitsLink(body []byte) bool {
-	return len(body)+agentproto.FrameHeaderLen <= agentproto.MaxLinkFrame
+	return len(body)+agentproto.FrameHeaderLen <= maxRequest
 }
 
 // input queues data for the guest and waits while the client has too much of it.

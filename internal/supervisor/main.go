@@ -41,6 +41,7 @@ func Main(agent []byte) int {
 	for fd := fdRequest; fd <= fdLifeline; fd++ {
 		unix.CloseOnExec(fd)
 	}
+	raiseFileLimit()
 	statusFile := os.NewFile(fdStatus, "status")
 	if statusFile == nil {
 		fmt.Fprintln(os.Stderr, "msb supervise: started by hand; use msb create or msb start")
@@ -56,6 +57,18 @@ func Main(agent []byte) int {
 		return 1
 	}
 	return s.main(attached, out)
+}
+
+// wantFiles is the hard limit of descriptors a file server is given if this
+// process may raise it: it keeps one for each file that its guest knows.
+const wantFiles = 1 << 18
+
+// raiseFileLimit is for a privileged supervisor; another keeps what it has.
+func raiseFileLimit() {
+	var l unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &l) == nil && l.Max < wantFiles {
+		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: l.Cur, Max: wantFiles})
+	}
 }
 
 // receive reads the request of the creator.
@@ -103,7 +116,9 @@ func (s *supervisor) main(attached bool, out *json.Encoder) int {
 		cancel()
 	}()
 	if err := s.startAny(ctx, func(step string) { _ = out.Encode(status{Step: step}) }); err != nil {
-		_ = out.Encode(status{Failure: newFailure(err)})
+		if out.Encode(status{Failure: newFailure(err)}) != nil {
+			s.abandoned()
+		}
 		return 1
 	}
 	s.setState(StatusRunning)
@@ -131,6 +146,21 @@ func watchSignals() <-chan struct{} {
 		close(asked)
 	}()
 	return asked
+}
+
+// abandoned records the end of a start whose creator has gone and cannot do so.
+// What a creation leaves is deleted by the next mutating command instead.
+func (s *supervisor) abandoned() {
+	err := s.withDB(func(ctx context.Context, db *records.DB) error {
+		rec, err := db.SandboxByID(ctx, s.cfg.ID)
+		if err != nil || rec.Status != StatusStarting {
+			return err
+		}
+		return db.UpdateSandbox(ctx, s.cfg.ID, StatusStopped, creatorGone, nil)
+	})
+	if err != nil && !errdefs.Is(err, errdefs.SandboxNotFound) {
+		s.log.system("record the end: " + err.Error())
+	}
 }
 
 // finish records the end; an ephemeral sandbox leaves nothing.

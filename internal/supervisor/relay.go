@@ -17,7 +17,8 @@ const (
 	maxClientSessions = 64       // live ids of one client: 64 windows are 16 MiB
 	maxClientBytes    = 16 << 20 // bytes queued per client and direction
 	idsPerClient      = 1 << 12
-	maxControlQueue   = 1024
+	maxControlQueue   = 64
+	maxRequest        = 1 << 20 // bytes of a request of a client: a long command line
 	frameCost         = 128 // bytes that a queued frame costs beside its body
 	// partingTime is for clients to take what is queued when the guest is gone.
 	// It is part of the two seconds in which a dead sandbox frees its locks.
@@ -205,7 +206,7 @@ func (r *relay) push(f agentproto.Frame) error {
 }
 
 func (r *relay) writeLink() {
-	w := agentproto.NewWriter(r.link, agentproto.MaxLinkFrame)
+	w := agentproto.NewWriter(r.link, agentproto.MaxFrame)
 	for {
 		f, ok := r.next()
 		if !ok {

@@ -61,7 +61,7 @@ func (c *rawClient) send(t *testing.T, id uint32, kind string, payload any) {
 func TestRelayRefusesLargeMessages(t *testing.T) {
 	socket, g := newRelayUnderTest(t)
 	c := dialRaw(t, socket)
-	large := make([]byte, agentproto.MaxLinkFrame)
+	large := make([]byte, maxRequest)
 	for _, kind := range []string{agentproto.MsgPing, agentproto.MsgSignal, agentproto.MsgExec, agentproto.MsgFSRequest} {
 		c.send(t, c.first, kind, map[string]any{"x": large})
 		if got := c.next(t); got != agentproto.MsgError {
