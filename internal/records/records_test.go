@@ -589,3 +589,21 @@ func TestCancelled(t *testing.T) {
 		t.Errorf("insert afterwards: %v", err)
 	}
 }
+
+// TestRootLeavesTheHomesOfOthersAlone: what root writes there, its owner could
+// not use.
+func TestRootLeavesTheHomesOfOthersAlone(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("missing: root, to give a directory away")
+	}
+	h := home.Dir(t.TempDir())
+	if err := os.Chown(string(h), 65534, 65534); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(context.Background(), h); !errdefs.Is(err, errdefs.InvalidConfig) {
+		t.Errorf("Open = %v, want a refusal", err)
+	}
+	if left, err := os.ReadDir(string(h)); err != nil || len(left) != 0 {
+		t.Errorf("left %v, %v", left, err)
+	}
+}
