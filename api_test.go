@@ -18,7 +18,7 @@ func TestAPIMethods(t *testing.T) {
 		"Volume (11 and Remove, HostPath)": {(*Volume)(nil),
 			"BackendKind CapacityBytes Cloud DiskFormat DiskFstype DiskPath FS HostPath Kind Local Name Path Remove"},
 		"VolumeHandle (15 and ours)": {(*VolumeHandle)(nil),
-			"BackendKind CapacityBytes Cloud CreatedAt DiskFormat DiskFstype DiskPath FS IsDefault Kind LabelPairs Labels Local Name Path QuotaMiB Remove SetLabels UsedBytes"},
+			"BackendKind CapacityBytes Cloud CreatedAt DiskFormat DiskFstype DiskPath FS Holders IsDefault Kind LabelPairs Labels Local Name Path QuotaMiB Remove Rename SetLabels UpdateLabels UsedBytes"},
 		"VolumeBuilder (7)": {(*VolumeBuilder)(nil), "Build Create Directory Disk Label Quota Size"},
 		"VolumeFs (13 and the peer's)": {(*VolumeFs)(nil),
 			"Copy Durable Exists List Mkdir Read ReadStream ReadString Remove RemoveAll RemoveDir Rename Root Stat Write WriteStream WriteString"},
