@@ -136,11 +136,6 @@ func fchownFd(fd int, uid, gid uint32) errno {
 	return err
 }
 
-func fchmod(fd int, mode uint32) errno {
-	_, err := sys(unix.SYS_FCHMOD, uintptr(fd), uintptr(mode), 0, 0, 0, 0)
-	return err
-}
-
 func fchmodat(dir int, name *byte, mode uint32) errno {
 	_, err := sys(unix.SYS_FCHMODAT, uintptr(dir), uintptr(unsafe.Pointer(name)), uintptr(mode), 0, 0, 0)
 	return err
