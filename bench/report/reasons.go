@@ -26,4 +26,4 @@ var reasons = map[string]map[string]string{
 
 // wakeUps is why rows of small requests are missed on an idle machine.
 const wakeUps = "on an idle machine the processors halt between batches: nearly every request is kicked, and each wake-up is an interrupt through the hypervisor. " +
-	"With the processors kept awake by other work the same rows were met (getattr d64 3.2x, lookup known d64 3.9x by best rounds). Signalling earlier within a batch is to be tried."
+	"Signalling earlier within a batch is to be tried."
