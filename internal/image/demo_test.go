@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/microsandbox-go/microsandbox/internal/home"
+	"github.com/microsandbox-go/microsandbox/internal/vmtest"
 )
 
 // demoLayout is the image of `make demo-image`.
@@ -16,10 +17,7 @@ const demoLayout = "../../build/demo-image"
 // TestDemoImage loads the Debian image that the demo uses.
 func TestDemoImage(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(demoLayout, "index.json")); err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("build/demo-image is missing: run `make demo-image`")
-		}
-		t.Skip("build/demo-image is missing: run `make demo-image`")
+		vmtest.Missing(t, "build/demo-image")
 	}
 	s := New(home.Dir(t.TempDir()))
 	imgs, err := s.Load(context.Background(), demoLayout, nil, nil)

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/vmtest"
 )
 
 // debugfs runs one command on a file system image and returns what it prints.
@@ -25,10 +26,7 @@ func debugfs(t testing.TB, image, command string) string {
 	t.Helper()
 	bin, err := exec.LookPath("debugfs")
 	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("debugfs is missing: install e2fsprogs")
-		}
-		t.Skip("debugfs is missing: install e2fsprogs")
+		vmtest.Missing(t, "debugfs (package e2fsprogs)")
 	}
 	cmd := exec.Command(bin, "-R", command, image)
 	var out bytes.Buffer
