@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -119,7 +120,7 @@ func (s *Store) attach(ctx context.Context, v *Volume, mode AttachMode, h Holder
 	}
 	a.Volume = *now
 	if now.Kind == KindDisk {
-		a.Disk, _, err = diskimg.OpenRaw(now.DiskPath, h.Readonly)
+		a.Disk, err = openImage(ctx, lock, now.DiskPath, h.Readonly)
 		if holders, _ := readHolders(lock); errors.Is(err, errdefs.ErrVolumeInUse) && len(holders) > 0 {
 			err = inUse(now.Name, holders)
 		}
@@ -168,14 +169,19 @@ func (s *Store) settleByID(ctx context.Context, r *records.Volume) error {
 	return nil
 }
 
-// attachPatience is how long a lock is waited for whose holder is not known:
-// an attachment in the making, or a removal that may yet give up.
-const attachPatience = time.Second
+// Waiting for an attachment to end. attachPatience is for a lock whose holder is
+// not known: an attachment in the making, or a removal that may yet give up.
+// orphanPatience is for one whose holder has ended: what it left behind, killed
+// with it, is still being taken down.
+const (
+	attachPatience = time.Second
+	orphanPatience = 5 * time.Second
+)
 
-// tryAttachLock takes the attach lock in the given way. It waits only while the
-// lock is held by somebody who does not say who he is.
+// tryAttachLock takes the attach lock in the given way. It does not wait for a
+// holder that is alive.
 func (s *Store) tryAttachLock(ctx context.Context, f *os.File, how int, name string) error {
-	end := time.Now().Add(attachPatience)
+	began := time.Now()
 	for pause := 100 * time.Microsecond; ; pause = min(2*pause, 20*time.Millisecond) {
 		ok, err := tryFlock(f, how)
 		if ok || err != nil {
@@ -188,7 +194,11 @@ func (s *Store) tryAttachLock(ctx context.Context, f *os.File, how int, name str
 		if gone(f) {
 			return records.VolumeNotFound(name)
 		}
-		if len(holders) > 0 || time.Now().After(end) {
+		patience := attachPatience
+		if len(holders) > 0 {
+			patience = orphanPatience
+		}
+		if slices.ContainsFunc(holders, Holder.alive) || time.Since(began) > patience {
 			return inUse(name, holders)
 		}
 		select {
@@ -197,6 +207,33 @@ func (s *Store) tryAttachLock(ctx context.Context, f *os.File, how int, name str
 		case <-time.After(pause):
 		}
 	}
+}
+
+// openImage opens the image of a volume whose attach lock is held. A process that
+// is being taken down gives up the two locks one after the other.
+func openImage(ctx context.Context, lock *os.File, path string, readonly bool) (*os.File, error) {
+	began := time.Now()
+	for pause := 100 * time.Microsecond; ; pause = min(2*pause, 20*time.Millisecond) {
+		f, _, err := diskimg.OpenRaw(path, readonly)
+		if !errors.Is(err, errdefs.ErrVolumeInUse) {
+			return f, err
+		}
+		holders, readErr := readHolders(lock)
+		if readErr != nil || slices.ContainsFunc(holders, Holder.alive) || time.Since(began) > attachPatience {
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(pause):
+		}
+	}
+}
+
+// alive reports whether the process that attached the volume is there. One of
+// another PID namespace seems not to be: it costs a wait.
+func (h Holder) alive() bool {
+	return h.PID <= 0 || !errors.Is(unix.Kill(h.PID, 0), unix.ESRCH)
 }
 
 // gone reports whether an open file has lost its last name.

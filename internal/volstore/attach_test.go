@@ -85,6 +85,50 @@ func TestAttachDisk(t *testing.T) {
 	}
 }
 
+// TestOrphanedAttachment: what a killed holder left behind is waited for, a
+// living holder is not.
+func TestOrphanedAttachment(t *testing.T) {
+	needMkfs(t)
+	ended := exec.Command("/bin/true")
+	if err := ended.Run(); err != nil {
+		t.Fatal(err)
+	}
+	for name, spec := range map[string]Spec{"directory": {Name: "a"}, "disk": {Name: "a", Kind: KindDisk, SizeMiB: 4}} {
+		t.Run(name, func(t *testing.T) {
+			s, _ := newStore(t)
+			mustCreate(t, s, spec)
+			living, err := s.Attach(t.Context(), "a", Exclusive, Holder{Sandbox: "box", PID: os.Getpid(), Readonly: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Remove(t.Context(), "a"); !errors.Is(err, errdefs.ErrVolumeInUse) {
+				t.Errorf("remove while held: %v", err)
+			}
+			living.Close()
+			dead, err := s.Attach(t.Context(), "a", Exclusive, Holder{Sandbox: "box", PID: ended.Process.Pid})
+			if err != nil {
+				t.Fatal(err)
+			}
+			heir := exec.Command("/bin/sleep", "0.3")
+			heir.ExtraFiles = []*os.File{dead.Lock}
+			if dead.Disk != nil { // closed after the lock, as an exiting process does
+				heir = exec.Command("/bin/sh", "-c", "sleep 0.2; exec 3>&-; exec sleep 0.2")
+				heir.ExtraFiles = []*os.File{dead.Lock, dead.Disk}
+			}
+			if err := heir.Start(); err != nil {
+				t.Fatal(err)
+			}
+			dead.Close()
+			if err := s.Remove(t.Context(), "a"); err != nil {
+				t.Errorf("remove after the holder's end: %v", err)
+			}
+			if err := heir.Wait(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // TestAttachmentOutlivesItsMaker: the lock is inherited, with the holder's name,
 // and ends with the last process that has it.
 func TestAttachmentOutlivesItsMaker(t *testing.T) {

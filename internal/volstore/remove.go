@@ -11,7 +11,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/microsandbox-go/microsandbox/internal/diskimg"
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	"github.com/microsandbox-go/microsandbox/internal/failpoint"
 	"github.com/microsandbox-go/microsandbox/internal/home"
@@ -187,7 +186,7 @@ func (s *Store) lockUnattached(ctx context.Context, r *records.Volume) (*os.File
 	}
 	err = s.tryAttachLock(ctx, f, unix.LOCK_EX, r.Name)
 	if err == nil && r.Kind == KindDisk {
-		err = s.imageIsFree(r)
+		err = s.imageIsFree(ctx, f, r)
 	}
 	if err != nil {
 		_ = f.Close()
@@ -199,8 +198,8 @@ func (s *Store) lockUnattached(ctx context.Context, r *records.Volume) (*os.File
 // imageIsFree asks for QEMU's image locks: a host tool may work on the image
 // without having the volume attached. Whatever else is wrong with the image does
 // not matter here.
-func (s *Store) imageIsFree(r *records.Volume) error {
-	f, _, err := diskimg.OpenRaw(filepath.Join(s.home.Volume(r.Name), home.DiskFile), false)
+func (s *Store) imageIsFree(ctx context.Context, lock *os.File, r *records.Volume) error {
+	f, err := openImage(ctx, lock, filepath.Join(s.home.Volume(r.Name), home.DiskFile), false)
 	if errors.Is(err, errdefs.ErrVolumeInUse) {
 		e := &errdefs.Error{Kind: errdefs.InvalidConfig, Cause: held(fmt.Sprintf("volume %q: its disk image is open in another program", r.Name))}
 		return e.WithHint("end the program that has %s open", filepath.Join(s.home.Volume(r.Name), home.DiskFile))
