@@ -80,8 +80,9 @@ func (l *load) submit(slot int, c *frontend.Chain) {
 	l.q.Submit(c)
 }
 
-// run handles completions until the deadline; without resubmission it ends
-// when nothing is in flight.
+// run handles completions until an operation ends after the deadline, so that
+// long operations are counted whole; without resubmission until nothing is in
+// flight.
 func (l *load) run(deadline time.Time, resubmit bool) error {
 	for l.inflight > 0 {
 		if !l.q.Wait() {
@@ -89,10 +90,11 @@ func (l *load) run(deadline time.Time, resubmit bool) error {
 		}
 		for c := l.q.Poll(); c != nil; c = l.q.Poll() {
 			now := time.Now()
-			if err := l.complete(c, now, resubmit); err != nil {
+			finished, err := l.complete(c, now, resubmit)
+			if err != nil {
 				return err
 			}
-			if now.After(deadline) {
+			if finished && now.After(deadline) {
 				return nil
 			}
 		}
@@ -100,23 +102,23 @@ func (l *load) run(deadline time.Time, resubmit bool) error {
 	return nil
 }
 
-func (l *load) complete(c *frontend.Chain, now time.Time, resubmit bool) error {
+func (l *load) complete(c *frontend.Chain, now time.Time, resubmit bool) (finished bool, err error) {
 	l.inflight--
 	slot := c.Tag
 	next, finished, err := l.p.done(slot, c)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if finished {
 		l.ops++
 		l.hist.add(now.Sub(l.begun[slot]))
 		l.begun[slot] = now
 		if !resubmit {
-			return nil
+			return true, nil
 		}
 	}
 	l.submit(slot, next)
-	return nil
+	return finished, nil
 }
 
 // replyError checks the header of a reply where it lies.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -61,7 +62,10 @@ func QEMU(binary string, files ...string) (Profile, error) {
 // addLibraries shows the library directories, as links where the host has links
 // (/lib64 -> usr/lib64).
 func (p *Profile) addLibraries(binary string) {
-	dirs := append(libraryDirs, beside(binary, "lib"), beside(binary, "lib64"))
+	dirs := slices.Clone(libraryDirs)
+	if prefix := filepath.Dir(filepath.Dir(binary)); prefix != "/" { // /lib is below
+		dirs = append(dirs, filepath.Join(prefix, "lib"), filepath.Join(prefix, "lib64"))
+	}
 	for _, store := range storeDirs {
 		if strings.HasPrefix(binary, store+"/") {
 			dirs = append(dirs, store)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -289,5 +290,25 @@ func TestParseIDRange(t *testing.T) {
 				t.Errorf("ParseIDRange(%q) = %v, %v", tt.text, got, err)
 			}
 		})
+	}
+}
+
+// TestProgramNearRoot: the libraries of a program in a directory of the root
+// are those of the system, shown once.
+func TestProgramNearRoot(t *testing.T) {
+	f, err := os.CreateTemp("/tmp", "msb-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	defer os.Remove(f.Name())
+	p, err := QEMU(f.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range p.Links {
+		if slices.ContainsFunc(p.Binds, func(b Bind) bool { return b.target() == l.Path }) {
+			t.Errorf("%s is both a link and a bind", l.Path)
+		}
 	}
 }

@@ -104,6 +104,12 @@ func (c *call) silent() bool {
 	return false
 }
 
+// slow reports whether the request took long compared with a wake-up of the
+// guest: what changes the tree does, a write goes to the page cache.
+func (c *call) slow() bool {
+	return c.op != nil && !c.op.onReadonly && c.h.Opcode != fusewire.OpWrite
+}
+
 // decode finds the operation and copies its arguments. Everything that can be
 // said about the message alone is checked here.
 func (c *call) decode(room int) errno {

@@ -137,7 +137,11 @@ func (s *Server) Serve(r *vhostuser.Request) (n int, done bool) {
 	if !ok || c.s != s {
 		c = newCall(s)
 	}
-	return c.serve(r.In, r.Out, queued{r})
+	n, done = c.serve(r.In, r.Out, queued{r})
+	if done {
+		r.Flush = c.slow()
+	}
+	return n, done
 }
 
 // Close ends the session and closes every descriptor. No request may be in

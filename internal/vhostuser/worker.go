@@ -39,6 +39,7 @@ type worker struct {
 
 	breath time.Time // when the thread last passed through the scheduler
 	work   uint64    // done since the clock was last looked at
+	linger linger
 }
 
 // run is the queue's thread.
@@ -110,11 +111,12 @@ func (q *queue) serve() (idle bool) {
 			if n == 0 {
 				break
 			}
+			q.linger.taken += int(n)
 			if !q.drain(v, n) {
 				return false
 			}
 		}
-		if !q.arm(v) {
+		if !q.anotherComes(v) && !q.arm(v) {
 			return true
 		}
 	}
