@@ -4,14 +4,12 @@ package main
 // not missed any more is not shown: its reason may stay until the cause is gone.
 var reasons = map[string]map[string]string{
 	"virtiofs": {
-		"create+unlink d8":                     "the rounds of both servers are spread wider than their distance; no cause in the server is known.",
-		"readdirplus 10k known, 4K replies":    "the time is the kernel's lookup and stat of each entry, with cold caches on this machine; not mended yet.",
-		"readdirplus 10k known, 128K replies":  "as for 4K replies; the best round meets it, rounded.",
-		"getattr d1":                           wakeUps,
-		"getattr d64":                          wakeUps,
-		"lookup known d64":                     wakeUps,
-		"kicks per getattr d1":                 wakeUps,
-		"allocations per request, read 4K d64": "reads of pages that are not cached are handed to a worker; the cause of this rest has not been looked for.",
+		"create+unlink d8":                  "the rounds of both servers are spread wider than their distance; no cause in the server is known.",
+		"readdirplus 10k known, 4K replies": "420 replies, one at a time: on an idle machine each is two wake-ups of a halted processor, which cost both servers the same and more than the entries do (the row with 128K replies has 16).",
+		"getattr d1":                        wakeUps,
+		"getattr d64":                       wakeUps,
+		"lookup known d64":                  wakeUps,
+		"kicks per getattr d1":              wakeUps,
 	},
 	"boot": {
 		"plain sandbox": "emulation translates every piece of code that runs once. The agent alone, without supervisor and confinement, " +
@@ -25,5 +23,5 @@ var reasons = map[string]map[string]string{
 }
 
 // wakeUps is why rows of small requests are missed on an idle machine.
-const wakeUps = "on an idle machine the processors halt between batches: nearly every request is kicked, and each wake-up is an interrupt through the hypervisor. " +
-	"Signalling earlier within a batch is to be tried."
+const wakeUps = "on an idle machine processors halt while they wait for the other side. A wake-up is an interrupt through the hypervisor: it costs its sender about 12 µs, " +
+	"as much as 20 to 50 such requests, and both servers have to send it whenever the driver sleeps. With another program running on the machine the row is met."
