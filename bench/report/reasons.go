@@ -14,7 +14,7 @@ var reasons = map[string]map[string]string{
 	"boot": {
 		"plain sandbox": "emulation translates every piece of code that runs once. The agent alone, without supervisor and confinement, " +
 			"is most of the way: 60 ms until its Go runtime reaches main, 40 ms from there to ready, 20 ms for signal handlers and the " +
-			"loopback before the first program. Start of the supervisor, lookup of the kernel and confinement of QEMU add 35 ms. " +
+			"loopback before the first program. Start of the supervisor, lookup of the kernel and confinement of QEMU add 30 ms. " +
 			"Guests that sleep and wake, as ours do and the bare init does not, lose more to whatever else runs on the machine.",
 		"image, ext4 volume, virtiofs volume": "as for the plain sandbox; beyond that the first program is dynamically linked and comes from a cold overlay (80 ms more), " +
 			"and three file systems are mounted by code that runs once.",
