@@ -39,7 +39,7 @@ func (s *Store) Load(ctx context.Context, path string, tags []string, progress f
 	if err != nil {
 		return nil, err
 	}
-	release, err := s.use(ctx)
+	release, err := s.Hold(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -91,7 +91,7 @@ func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (*Image, er
 	if err != nil {
 		return nil, err
 	}
-	release, err := s.use(ctx)
+	release, err := s.Hold(ctx)
 	if err != nil {
 		return nil, err
 	}

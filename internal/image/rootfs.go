@@ -83,7 +83,7 @@ func (s *Store) buildRoot(ctx context.Context, img *Image, progress func(Progres
 	if s.attachRoot(img) {
 		return nil
 	}
-	release, err := s.use(ctx)
+	release, err := s.Hold(ctx)
 	if err != nil {
 		return err
 	}

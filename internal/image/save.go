@@ -29,7 +29,7 @@ func (s *Store) Save(ctx context.Context, references []string, out string) error
 		}
 		imgs = append(imgs, img)
 	}
-	release, err := s.use(ctx) // keeps the collector away
+	release, err := s.Hold(ctx) // keeps the collector away
 	if err != nil {
 		return err
 	}

@@ -71,9 +71,10 @@ func (s *Store) ensure() error {
 	return nil
 }
 
-// use holds the store's use lock, shared, while an operation puts blobs that no
-// reference names yet. The collector takes it exclusively.
-func (s *Store) use(ctx context.Context) (release func(), err error) {
+// Hold keeps every file of the store where it is until release: while blobs are
+// put that no reference names yet, and while a sandbox that uses an image is not
+// recorded yet. It takes the use lock shared; the collector takes it exclusively.
+func (s *Store) Hold(ctx context.Context) (release func(), err error) {
 	if err := s.ensure(); err != nil {
 		return nil, err
 	}

@@ -126,7 +126,7 @@ func TestPrune(t *testing.T) {
 		return nil
 	}
 	// While somebody pulls, nothing is collected.
-	release, err := s.use(ctx)
+	release, err := s.Hold(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}

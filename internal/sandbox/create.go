@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/oklog/ulid/v2"
@@ -39,6 +40,8 @@ type launch struct {
 	cfg  supervisor.Config
 	undo []func(context.Context)
 	done []func() // run when the launch has succeeded
+
+	release func() // of the image's files, once the record says that they are used
 }
 
 // Create makes and boots a sandbox. On any error, and when ctx ends, everything
@@ -137,8 +140,14 @@ func exists(name string) error {
 // resolveImage pulls the image if need be and takes the definition's defaults
 // from it.
 func (l *launch) resolveImage(ctx context.Context) error {
-	s := l.spec
-	img, err := image.New(l.st.h).Resolve(ctx, s.Image, s.PullPolicy, image.PullOptions{
+	s, images := l.spec, image.New(l.st.h)
+	release, err := images.Hold(ctx)
+	if err != nil {
+		return err
+	}
+	l.release = sync.OnceFunc(release)
+	l.undo = append(l.undo, func(context.Context) { l.release() })
+	img, err := images.Resolve(ctx, s.Image, s.PullPolicy, image.PullOptions{
 		Insecure: s.Insecure, Auth: s.Auth,
 		Progress: func(p image.Progress) {
 			if s.Progress != nil {
@@ -213,6 +222,7 @@ func (l *launch) store(ctx context.Context) error {
 	if err := l.st.update(ctx, l.cfg.ID, supervisor.StatusCreating, "", &l.cfg); err != nil {
 		return err
 	}
+	l.release()
 	return pointStored.Hit()
 }
 
