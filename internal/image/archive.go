@@ -135,7 +135,7 @@ func (s *Store) inflate(ctx context.Context, f *os.File) (*os.File, error) {
 		}
 		return nil, badImage("load %s: %v", f.Name(), err)
 	}
-	if err := w.flush(); err != nil {
+	if err := tmp.Truncate(w.pos); err != nil {
 		tmp.Close()
 		return nil, errdefs.Wrap(errdefs.IO, err, "image store")
 	}

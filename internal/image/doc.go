@@ -30,11 +30,10 @@
 // headers are merged into a tree of names and inodes in memory (tree, merge):
 // the last entry of a path wins, whiteouts hide what lower layers put, hard
 // links share an inode also across layers, and symbolic links in a path are
-// followed inside the tree, where ".." of the root is the root. Then the files
-// that are left are copied, each layer from front to back, as one tar stream
-// (emit) into an ext4 writer that takes every name once, parents first. What
-// that writer leaves wrong is mended in place (mend). No step needs root, and
-// no name of an archive is ever a name on the host.
+// followed inside the tree, where ".." of the root is the root. Then the tree is
+// laid out and written as a file system (package ext4), and the files that are
+// left are copied behind it, each layer from front to back (emit). No step needs
+// root, and no name of an archive is ever a name on the host.
 //
 // # Invariants
 //

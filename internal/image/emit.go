@@ -4,86 +4,103 @@ import (
 	"archive/tar"
 	"bufio"
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
-	"time"
-
-	"github.com/Microsoft/hcsshim/ext4/tar2ext4"
+	"slices"
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/image/ext4"
 )
 
-// plan is the order in which a tree is written. The ext4 writer takes every
-// name once, parents first, and a hard link only after its target; layers can
-// only be read from front to back.
+// plan is a tree as the ext4 writer takes it. File data comes in the order of
+// the layers, which can only be read from front to back.
 type plan struct {
-	tree  *tree
-	nodes []*dentry          // all that needs no data, parents first
-	data  []map[int32]*inode // for each layer: files with data by entry number
-	links []*dentry          // further names of inodes
+	root  *ext4.Inode
+	files []*inode           // those with data, in the order of their data
+	data  []map[int32]*inode // the same for each layer, by entry number
 	size  int64              // bytes of file data
-	bytes int64              // of the image, estimated from above
 }
 
 // plan orders the tree. It sets the first name of every inode.
 func (t *tree) plan(layers int) *plan {
-	p := &plan{tree: t, data: make([]map[int32]*inode, layers)}
-	p.add(t.root)
+	p := &plan{data: make([]map[int32]*inode, layers)}
+	p.root = p.add(t.root)
+	slices.SortFunc(p.files, func(a, b *inode) int {
+		if a.layer != b.layer {
+			return int(a.layer - b.layer)
+		}
+		return int(a.seq - b.seq)
+	})
 	return p
 }
 
-func (p *plan) add(d *dentry) {
-	const block, inodeSize = 4096, 256
+// ext4Types are the types as ext4 has them.
+var ext4Types = [...]uint16{
+	typeDir: ext4.Dir, typeRegular: ext4.Regular, typeSymlink: ext4.Symlink,
+	typeChar: ext4.Char, typeBlock: ext4.Block, typeFIFO: ext4.FIFO,
+}
+
+func (p *plan) add(d *dentry) *ext4.Inode {
 	ino := d.ino
-	p.bytes += int64(len(d.name)) + 16
-	if ino.first != nil && ino.typ != typeDir {
-		p.links = append(p.links, d)
-		return
+	if ino.out != nil && ino.typ != typeDir {
+		return ino.out
 	}
 	ino.first = d
-	p.bytes += inodeSize + (ino.size+block-1)/block*block
-	if len(ino.xattrs) > 0 || len(ino.target) > 59 || ino.typ == typeDir {
-		p.bytes += 2 * block
+	ino.out = &ext4.Inode{
+		Mode: ext4Types[ino.typ] | ino.mode, UID: ino.uid, GID: ino.gid, Sec: ino.sec, Nsec: ino.nsec,
+		Target: ino.target, Major: ino.major, Minor: ino.minor, Xattrs: ino.xattrs,
 	}
-	if ino.typ != typeRegular || ino.size == 0 {
-		p.nodes = append(p.nodes, d)
-	} else {
+	if ino.typ == typeRegular {
+		ino.out.Size = ino.size
+	}
+	if ino.typ == typeRegular && ino.size > 0 {
 		if p.data[ino.layer] == nil {
 			p.data[ino.layer] = map[int32]*inode{}
 		}
 		p.data[ino.layer][ino.seq] = ino
+		p.files = append(p.files, ino)
 		p.size += ino.size
 	}
+	out := ino.out
 	for _, c := range d.sorted() {
-		p.add(c)
+		out.Entries = append(out.Entries, ext4.Entry{Name: c.name, Inode: p.add(c)})
 	}
+	return out
 }
 
-// maxExt4 is the size up to which the writer reserves group descriptors: the
-// limit on unpacked bytes, a block for each of a million files, and room.
-const maxExt4 = 40 << 30
-
-// writeExt4 streams the plan as a tar archive through the ext4 writer.
-func (b *rootBuilder) writeExt4(ctx context.Context, p *plan) error {
-	w := &imageWriter{ctx: ctx, f: b.out, store: b.store}
-	if err := w.reset(); err != nil {
-		return errdefs.Wrap(errdefs.IO, err, "root image of %s", b.img.Reference)
+// layout gives everything in the plan its place.
+func (b *rootBuilder) layout(p *plan) (*ext4.Image, error) {
+	files := make([]*ext4.Inode, len(p.files))
+	for i, ino := range p.files {
+		files[i] = ino.out
 	}
-	pr, pw := io.Pipe()
-	emitted := make(chan error, 1)
-	go func() {
-		err := b.emit(ctx, p, pw)
-		pw.CloseWithError(err)
-		emitted <- err
-	}()
-	err := tar2ext4.ConvertTarToExt4(pr, w, tar2ext4.MaximumDiskSize(maxExt4))
-	pr.CloseWithError(errStopped)
-	if eerr := <-emitted; eerr != nil && !errors.Is(eerr, errStopped) {
-		return eerr
+	m, err := ext4.New(p.root, files, uuidOf(digest(b.img.ManifestDigest)))
+	if err != nil {
+		return nil, badImage("no root image can hold it: %v", err)
+	}
+	return m, nil
+}
+
+// uuidOf makes a version 8 (vendor-specific, RFC 9562) UUID of a digest: the
+// same image always is the same bytes.
+func uuidOf(d digest) (u [16]byte) {
+	_, _ = hex.Decode(u[:], []byte(d.hex()[:32])) // a digest is hexadecimal
+	u[6] = u[6]&0x0f | 0x80
+	u[8] = u[8]&0x3f | 0x80
+	return u
+}
+
+// writeExt4 writes the root image from front to back.
+func (b *rootBuilder) writeExt4(ctx context.Context, p *plan, m *ext4.Image) error {
+	w := &imageWriter{ctx: ctx, f: b.out, store: b.store}
+	err := b.out.Truncate(0)
+	if err == nil {
+		err = b.writeParts(ctx, p, m, w)
 	}
 	if err == nil {
-		err = w.flush()
+		err = b.out.Truncate(m.Size()) // holes at the end included
 	}
 	var own *errdefs.Error
 	if err != nil && !errors.As(err, &own) {
@@ -92,59 +109,84 @@ func (b *rootBuilder) writeExt4(ctx context.Context, p *plan) error {
 	return err
 }
 
-var errStopped = errors.New("writer stopped")
-
-func (b *rootBuilder) emit(ctx context.Context, p *plan, w io.Writer) error {
-	bw := bufio.NewWriterSize(w, 256<<10)
-	tw := tar.NewWriter(bw)
-	for _, d := range p.nodes {
-		if err := tw.WriteHeader(d.ino.header()); err != nil {
-			return named(d, err)
-		}
+func (b *rootBuilder) writeParts(ctx context.Context, p *plan, m *ext4.Image, w io.Writer) error {
+	bw := bufio.NewWriterSize(w, 512<<10)
+	if err := m.WriteMeta(bw); err != nil {
+		return err
 	}
+	buf := make([]byte, 128<<10)
+	err := b.eachFile(ctx, p, func(ino *inode, r io.Reader) error {
+		if err := copyExactly(bw, r, ino.size, buf); err != nil {
+			return err
+		}
+		_, err := bw.Write(zeros[:ext4.Padding(ino.size)])
+		return err
+	})
+	return errors.Join(err, bw.Flush())
+}
+
+// copyExactly copies the content of a file.
+func copyExactly(w io.Writer, r io.Reader, size int64, buf []byte) error {
+	// Only Read and Write: the tar types' own shortcuts treat holes specially.
+	n, err := io.CopyBuffer(onlyWriter{w}, onlyReader{r}, buf)
+	if err == nil && n != size {
+		err = fmt.Errorf("%d bytes instead of %d", n, size)
+	}
+	return err
+}
+
+type onlyReader struct{ io.Reader }
+type onlyWriter struct{ io.Writer }
+
+// eachFile calls put with the data of every file of the plan, in its order.
+func (b *rootBuilder) eachFile(ctx context.Context, p *plan, put func(ino *inode, r io.Reader) error) error {
 	var done int64
 	for i, want := range p.data {
 		if want == nil {
 			continue
 		}
-		if err := b.emitLayer(ctx, tw, i, want, &done, p.size); err != nil {
+		err := b.eachOfLayer(ctx, i, want, func(ino *inode, r io.Reader) error {
+			r, keep := b.capture(ino, r)
+			if err := put(ino, r); err != nil {
+				return named(ino.first, err)
+			}
+			keep()
+			done += ino.size
+			b.rep.send(Progress{Phase: PhaseBuild, Digest: b.img.ManifestDigest, Layers: len(b.img.Layers), Current: done, Total: p.size})
+			return nil
+		})
+		if err != nil {
 			return err
 		}
 	}
-	for _, d := range p.links {
-		h := &tar.Header{Typeflag: tar.TypeLink, Name: d.path(), Linkname: d.ino.first.path(), Format: tar.FormatPAX}
-		if err := tw.WriteHeader(h); err != nil {
-			return named(d, err)
-		}
-	}
-	return errors.Join(tw.Close(), bw.Flush())
+	return nil
 }
 
-// emitLayer copies the wanted files of one layer, in its order.
-func (b *rootBuilder) emitLayer(ctx context.Context, tw *tar.Writer, i int, want map[int32]*inode, done *int64, total int64) error {
+// eachOfLayer reads the wanted files of one layer, in its order.
+func (b *rootBuilder) eachOfLayer(ctx context.Context, i int, want map[int32]*inode, put func(ino *inode, r io.Reader) error) error {
 	y := b.img.Layers[i]
 	r, err := b.store.openLayer(ctx, y, nil)
 	if err != nil {
 		return err
 	}
 	defer r.Close()
-	buf := make([]byte, 128<<10)
 	left := len(want)
 	err = r.each(y, func(h *tar.Header, seq int32) error {
 		ino := want[seq]
 		if ino == nil {
 			return nil
 		}
-		if err := b.emitFile(tw, ino, r, buf); err != nil {
+		if err := put(ino, r); err != nil {
 			return err
 		}
-		*done += ino.size
-		b.rep.send(Progress{Phase: PhaseBuild, Digest: b.img.ManifestDigest, Layers: len(b.img.Layers), Current: *done, Total: total})
 		if left--; left == 0 {
 			return errLayerDone
 		}
 		return nil
 	})
+	if err == nil {
+		return badImage("layer %s: %d files are gone since it was indexed", y.BlobDigest, left)
+	}
 	if errors.Is(err, errLayerDone) {
 		return nil
 	}
@@ -153,62 +195,10 @@ func (b *rootBuilder) emitLayer(ctx context.Context, tw *tar.Writer, i int, want
 
 var errLayerDone = errors.New("nothing more wanted of this layer")
 
-func (b *rootBuilder) emitFile(tw *tar.Writer, ino *inode, r io.Reader, buf []byte) error {
-	if err := tw.WriteHeader(ino.header()); err != nil {
-		return named(ino.first, err)
-	}
-	r, keep := b.capture(ino, r)
-	// Only Read and Write: the tar types' own shortcuts treat holes specially.
-	n, err := io.CopyBuffer(onlyWriter{tw}, onlyReader{r}, buf)
-	if err == nil && n != ino.size {
-		err = fmt.Errorf("%d bytes instead of %d", n, ino.size)
-	}
-	if err != nil {
-		return named(ino.first, err)
-	}
-	keep()
-	return nil
-}
-
-type onlyReader struct{ io.Reader }
-type onlyWriter struct{ io.Writer }
-
 func named(d *dentry, err error) error {
 	var own *errdefs.Error
-	if errors.As(err, &own) || errors.Is(err, errStopped) {
+	if errors.As(err, &own) {
 		return err
 	}
 	return badImage("path %.200q: %v", d.path(), err)
-}
-
-// header describes the inode under its first name.
-func (i *inode) header() *tar.Header {
-	t := time.Unix(i.sec, int64(i.nsec))
-	h := &tar.Header{
-		Name: i.first.path(), Mode: int64(i.mode), Uid: int(i.uid), Gid: int(i.gid),
-		ModTime: t, AccessTime: t, ChangeTime: t, Format: tar.FormatPAX,
-	}
-	switch i.typ {
-	case typeRegular:
-		h.Typeflag, h.Size = tar.TypeReg, i.size
-	case typeDir:
-		h.Typeflag = tar.TypeDir
-		h.Name += "/"
-	case typeSymlink:
-		h.Typeflag, h.Linkname = tar.TypeSymlink, i.target
-	case typeChar, typeBlock:
-		h.Typeflag, h.Devmajor, h.Devminor = tar.TypeChar, int64(i.major), int64(i.minor)
-		if i.typ == typeBlock {
-			h.Typeflag = tar.TypeBlock
-		}
-	case typeFIFO:
-		h.Typeflag = tar.TypeFifo
-	}
-	for k, v := range i.xattrs {
-		if h.PAXRecords == nil {
-			h.PAXRecords = map[string]string{}
-		}
-		h.PAXRecords[paxXattr+k] = v
-	}
-	return h
 }

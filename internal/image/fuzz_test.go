@@ -11,8 +11,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"github.com/Microsoft/hcsshim/ext4/tar2ext4"
 )
 
 // fuzzLimits keep one input quick.
@@ -69,18 +67,19 @@ func FuzzLayer(f *testing.F) {
 		}
 		b.tree.addMountPoints()
 		var raw bytes.Buffer
-		if err := b.emit(ctx, b.tree.plan(len(img.Layers)), &raw); err != nil {
+		plan := b.tree.plan(len(img.Layers))
+		if err := b.emit(ctx, plan, &raw); err != nil {
 			t.Fatalf("accepted, then: %v", err)
 		}
 		checkStream(t, raw.Bytes())
 		if d := b.tree.root.children["lost+found"]; d != nil && !d.isDir() {
-			return // refused by build
+			return // refused
 		}
-		w := &imageWriter{ctx: ctx, f: out, store: store}
-		if err := tar2ext4.ConvertTarToExt4(&raw, w, tar2ext4.MaximumDiskSize(maxExt4)); err != nil {
+		m, err := b.layout(plan)
+		if err != nil {
 			t.Fatalf("the ext4 writer refuses what was accepted: %v", err)
 		}
-		if err := errors.Join(w.flush(), mendExt4(out, digest(img.ManifestDigest))); err != nil {
+		if err := b.writeExt4(ctx, plan, m); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -97,7 +96,7 @@ func diffOf(raw []byte) string {
 	return string(digestOf(b))
 }
 
-// checkStream demands what the ext4 writer relies on.
+// checkStream demands what a file system relies on.
 func checkStream(t *testing.T, raw []byte) {
 	t.Helper()
 	seen := map[string]byte{".": tar.TypeDir}

@@ -227,6 +227,46 @@ func stream(t testing.TB, l limits, layers ...[]byte) ([]byte, error) {
 	return out.Bytes(), err
 }
 
+// emit writes a plan as a tar stream: parents first, hard links last.
+func (b *rootBuilder) emit(ctx context.Context, p *plan, w io.Writer) error {
+	tw := tar.NewWriter(w)
+	var links []*dentry
+	var walk func(d *dentry) error
+	walk = func(d *dentry) error {
+		if d.ino.first != d {
+			links = append(links, d)
+		} else if d.ino.typ != typeRegular || d.ino.size == 0 {
+			if err := tw.WriteHeader(d.ino.header()); err != nil {
+				return err
+			}
+		}
+		for _, c := range d.sorted() {
+			if err := walk(c); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if err := walk(b.tree.root); err != nil {
+		return err
+	}
+	err := b.eachFile(ctx, p, func(ino *inode, r io.Reader) error {
+		if err := tw.WriteHeader(ino.header()); err != nil {
+			return err
+		}
+		return copyExactly(tw, r, ino.size, make([]byte, 32<<10))
+	})
+	if err != nil {
+		return err
+	}
+	for _, d := range links {
+		if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeLink, Name: d.path(), Linkname: d.ino.first.path(), Format: tar.FormatPAX}); err != nil {
+			return err
+		}
+	}
+	return tw.Close()
+}
+
 // listing describes a stream: a line for each name but the root, sorted.
 func listing(t testing.TB, raw []byte) []string {
 	t.Helper()
@@ -268,4 +308,36 @@ func wantKind(t testing.TB, err error, kind errdefs.Kind) {
 	if !errdefs.Is(err, kind) {
 		t.Errorf("error %v has kind %d, want %d", err, errdefs.KindOf(err), kind)
 	}
+}
+
+// header describes the inode under its first name.
+func (i *inode) header() *tar.Header {
+	t := time.Unix(i.sec, int64(i.nsec))
+	h := &tar.Header{
+		Name: i.first.path(), Mode: int64(i.mode), Uid: int(i.uid), Gid: int(i.gid),
+		ModTime: t, AccessTime: t, ChangeTime: t, Format: tar.FormatPAX,
+	}
+	switch i.typ {
+	case typeRegular:
+		h.Typeflag, h.Size = tar.TypeReg, i.size
+	case typeDir:
+		h.Typeflag = tar.TypeDir
+		h.Name += "/"
+	case typeSymlink:
+		h.Typeflag, h.Linkname = tar.TypeSymlink, i.target
+	case typeChar, typeBlock:
+		h.Typeflag, h.Devmajor, h.Devminor = tar.TypeChar, int64(i.major), int64(i.minor)
+		if i.typ == typeBlock {
+			h.Typeflag = tar.TypeBlock
+		}
+	case typeFIFO:
+		h.Typeflag = tar.TypeFifo
+	}
+	for k, v := range i.xattrs {
+		if h.PAXRecords == nil {
+			h.PAXRecords = map[string]string{}
+		}
+		h.PAXRecords[paxXattr+k] = v
+	}
+	return h
 }

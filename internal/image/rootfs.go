@@ -18,7 +18,7 @@ var (
 	rootFinished = failpoint.New("image.root-finished")
 )
 
-// rootFormat changes when root images are built in another way; older ones are
+// rootFormat changes when older root images must not be used any more: they are
 // then built again.
 const rootFormat = 1
 
@@ -148,32 +148,26 @@ type rootBuilder struct {
 	meta   rootMeta
 }
 
-// build indexes all layers, writes the file system and mends it. The result is
-// in out, not yet synced.
+// build indexes all layers and writes the file system. The result is in out, not
+// yet synced.
 func (b *rootBuilder) build(ctx context.Context) (*rootMeta, error) {
 	if err := b.index(ctx); err != nil {
 		return nil, err
 	}
 	b.tree.addMountPoints()
-	if d := b.tree.root.children["lost+found"]; d != nil && !d.isDir() {
-		return nil, badImage("image has /lost+found, which is not a directory: ext4 needs that name")
-	}
 	b.passwd, b.group = b.tree.file("/etc/passwd"), b.tree.file("/etc/group")
 	plan := b.tree.plan(len(b.img.Layers))
-	if err := b.room(plan); err != nil {
-		return nil, err
-	}
-	if err := b.writeExt4(ctx, plan); err != nil {
-		return nil, err
-	}
-	if err := mendExt4(b.out, digest(b.img.ManifestDigest)); err != nil {
-		return nil, errdefs.Wrap(errdefs.Internal, err, "root image of %s", b.img.Reference)
-	}
-	fi, err := b.out.Stat()
+	m, err := b.layout(plan)
 	if err != nil {
-		return nil, errdefs.Wrap(errdefs.IO, err, "root image of %s", b.img.Reference)
+		return nil, err
 	}
-	b.meta.Format, b.meta.Size = rootFormat, fi.Size()
+	if err := b.room(m.Size()); err != nil {
+		return nil, err
+	}
+	if err := b.writeExt4(ctx, plan, m); err != nil {
+		return nil, err
+	}
+	b.meta.Format, b.meta.Size = rootFormat, m.Size()
 	return &b.meta, nil
 }
 
@@ -213,13 +207,13 @@ func (b *rootBuilder) indexLayer(ctx context.Context, i int, y Layer, budget *bu
 }
 
 // room refuses an image that does not fit before writing it.
-func (b *rootBuilder) room(p *plan) error {
+func (b *rootBuilder) room(bytes int64) error {
 	free, err := b.store.free(b.store.dir)
 	if err != nil {
 		return errdefs.Wrap(errdefs.IO, err, "free space of %s", b.store.dir)
 	}
-	if p.bytes > free-b.store.limits.reserve {
-		return noSpace(b.store.dir, p.bytes, free)
+	if bytes > free-b.store.limits.reserve {
+		return noSpace(b.store.dir, bytes, free)
 	}
 	return nil
 }

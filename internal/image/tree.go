@@ -3,6 +3,8 @@ package image
 import (
 	"slices"
 	"strings"
+
+	"github.com/microsandbox-go/microsandbox/internal/image/ext4"
 )
 
 // tree is the merged content of an image as names and inodes in memory. File
@@ -39,7 +41,8 @@ type inode struct {
 	minor      uint32
 	xattrs     map[string]string
 	layer, seq int32   // where a regular file's data is: layer and entry in it
-	first      *dentry // the name it was written under, while building
+	first      *dentry // its first name, while building
+	out        *ext4.Inode
 }
 
 // dentry is one name. layer is the layer that named it last, which whiteouts
