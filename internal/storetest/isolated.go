@@ -58,7 +58,7 @@ func isErrno(err error) (syscall.Errno, bool) {
 }
 
 // Missing skips the test for want of something; in CI it fails instead.
-func Missing(t *testing.T, what string) {
+func Missing(t testing.TB, what string) {
 	t.Helper()
 	if os.Getenv("CI") == "true" {
 		t.Fatalf("missing: %s", what)

@@ -22,6 +22,7 @@ var mutating = []uint32{
 	unix.SYS_MKDIRAT, unix.SYS_RENAMEAT2, unix.SYS_RENAMEAT, unix.SYS_UNLINKAT, unix.SYS_LINKAT, unix.SYS_SYMLINKAT,
 	unix.SYS_FTRUNCATE, unix.SYS_TRUNCATE, unix.SYS_FALLOCATE, unix.SYS_WRITE, unix.SYS_PWRITE64, unix.SYS_WRITEV,
 	unix.SYS_PWRITEV, unix.SYS_FCHMOD, unix.SYS_FCHMODAT, unix.SYS_FSETXATTR, unix.SYS_COPY_FILE_RANGE,
+	unix.SYS_PWRITEV2, unix.SYS_SENDFILE, unix.SYS_MKNODAT, unix.SYS_FCHOWN, unix.SYS_FCHOWNAT, unix.SYS_SETXATTR, unix.SYS_FREMOVEXATTR,
 }
 
 // Watched must be called first in TestMain of a package that uses KillAt. In a
@@ -95,7 +96,15 @@ func filter() []unix.SockFilter {
 // KillAt starts cmd, whose TestMain calls Watched, and kills it before its n-th
 // mutating system call, counted over all its threads and children. It returns
 // false when the program ended by itself before that.
-func KillAt(t *testing.T, cmd *exec.Cmd, n int) (killed bool) {
+func KillAt(t testing.TB, cmd *exec.Cmd, n int) (killed bool) {
+	t.Helper()
+	return StopAt(t, cmd, n, func() (kill bool) { return true })
+}
+
+// StopAt starts cmd like KillAt and calls at while the program waits before its
+// n-th mutating system call; at says whether it is killed there or goes on to
+// its end. StopAt returns false when the program ended before that.
+func StopAt(t testing.TB, cmd *exec.Cmd, n int, at func() (kill bool)) (reached bool) {
 	t.Helper()
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -116,10 +125,10 @@ func KillAt(t *testing.T, cmd *exec.Cmd, n int) (killed bool) {
 		_ = cmd.Wait()
 		Missing(t, "seccomp notifications: "+err.Error())
 	}
-	killed = countdown(listener, n, cmd.Process)
+	reached = countdown(listener, n, cmd.Process, at)
 	_ = listener.Close() // a call still waiting fails; its process is dead anyway
 	_ = cmd.Wait()
-	return killed
+	return reached
 }
 
 func receive(sock *os.File) (*os.File, error) {
@@ -160,7 +169,9 @@ const (
 	goOn      = 1          // SECCOMP_USER_NOTIF_FLAG_CONTINUE
 )
 
-func countdown(listener *os.File, n int, p *os.Process) (killed bool) {
+// countdown lets every call go on but the n-th, until all processes under the
+// filter are gone or p is killed.
+func countdown(listener *os.File, n int, p *os.Process, at func() (kill bool)) (reached bool) {
 	fd := listener.Fd()
 	for {
 		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
@@ -168,15 +179,18 @@ func countdown(listener *os.File, n int, p *os.Process) (killed bool) {
 			continue
 		}
 		if poll[0].Revents&unix.POLLIN == 0 {
-			return false // hang-up: all processes under the filter are gone
+			return reached // hang-up: all processes under the filter are gone
 		}
 		var req notification
 		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, ioctlRecv, uintptr(unsafe.Pointer(&req))); errno != 0 {
 			continue // the caller was killed meanwhile
 		}
 		if n--; n == 0 {
-			_ = p.Kill()
-			return true
+			reached = true
+			if at() {
+				_ = p.Kill()
+				return true
+			}
 		}
 		resp := response{id: req.id, flags: goOn}
 		_, _, _ = unix.Syscall(unix.SYS_IOCTL, fd, ioctlSend, uintptr(unsafe.Pointer(&resp)))

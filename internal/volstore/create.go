@@ -266,13 +266,14 @@ func (st *staging) rename() error {
 
 // unrename takes the name back after a failed commit. If even that fails, the
 // note is removed first, so that no later command commits a creation that was
-// reported as failed.
+// reported as failed. A stranger that has come to lie there stays.
 func (st *staging) unrename() error {
 	if st.adopt {
 		return nil
 	}
 	from := st.s.home.Volume(st.record.Name)
-	if err := renameNew(from, filepath.Join(st.path, dataName)); err == nil || errors.Is(err, unix.ENOENT) {
+	_, err := moveOwn(from, filepath.Join(st.path, dataName), st.record.Identity)
+	if err == nil || errors.Is(err, unix.ENOENT) {
 		return nil
 	}
 	if err := os.Remove(filepath.Join(st.path, noteName)); err != nil {

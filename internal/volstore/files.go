@@ -123,6 +123,23 @@ func renameNew(from, to string) error {
 	return nil
 }
 
+// moveOwn renames the directory at from to the free name to if it is the one
+// with this identity; any other stays. Somebody may put another directory there
+// between the look and the rename: then that one is put back.
+func moveOwn(from, to string, own records.Identity) (moved bool, err error) {
+	id, ok, err := identityAt(from)
+	if err != nil || !ok || !id.Same(own) {
+		return false, err
+	}
+	if err := renameNew(from, to); err != nil {
+		return false, err
+	}
+	if id, ok, err = identityAt(to); err == nil && !(ok && id.Same(own)) {
+		return false, renameNew(to, from)
+	}
+	return true, err
+}
+
 // openDir opens a directory without following a symlink.
 func openDir(path string, flags int) (*os.File, error) {
 	fd, err := unix.Open(path, unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC|flags, 0)

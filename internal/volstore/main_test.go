@@ -66,6 +66,10 @@ func runOp(s *Store, op []string) (err error) {
 		}
 	case "grow":
 		_, err = s.Grow(ctx, arg(1), 8, func(context.Context, *Volume, *os.File, int64) error { return nil })
+	case "prune": // prune KEY VALUE
+		_, err = s.Prune(ctx, PruneFilter{Labels: map[string]string{arg(1): arg(2)}})
+	case "repair":
+		_, err = s.Repair(ctx)
 	case "create-record-first":
 		err = createRecordFirst(ctx, s, arg(1))
 	case "churn": // churn NAME COUNT: create and remove, whoever wins

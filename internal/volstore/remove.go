@@ -233,11 +233,11 @@ func (s *Store) clearName(id, name string, data records.Identity) (moved bool, e
 	if err := os.Mkdir(trash, 0o700); err != nil && !errors.Is(err, fs.ErrExist) && !noRoom(err) {
 		return false, err
 	}
-	err = renameNew(path, filepath.Join(trash, dataName))
+	moved, err = moveOwn(path, filepath.Join(trash, dataName), data)
 	if err != nil && (noRoom(err) || errors.Is(err, fs.ErrNotExist)) {
 		return true, removeTree(path) // no room for a name in the trash: delete in place
 	}
-	return err == nil, err
+	return moved, err
 }
 
 // noRoom tells whether a rename failed for want of space for the new name.

@@ -93,23 +93,17 @@ func (s *Store) rename(ctx context.Context, from, to, id string) (*Volume, error
 // back.
 func (s *Store) finishMove(ctx context.Context, db *records.DB, r *records.Volume) error {
 	from, to := s.home.Volume(r.MovingFrom), s.home.Volume(r.Name)
-	id, ok, err := identityAt(from)
-	if err != nil {
-		return err
-	}
-	if ok && id.Same(r.Identity) {
-		err := renameNew(from, to)
-		if errors.Is(err, fs.ErrExist) {
-			name := r.Name
-			if err := db.RenameVolume(ctx, r.ID, "", r.MovingFrom); err != nil {
-				return err
-			}
-			r.Name, r.MovingFrom = r.MovingFrom, ""
-			return strangerAt(name, to)
-		}
-		if err != nil {
+	_, err := moveOwn(from, to, r.Identity)
+	if errors.Is(err, fs.ErrExist) {
+		name := r.Name
+		if err := db.RenameVolume(ctx, r.ID, "", r.MovingFrom); err != nil {
 			return err
 		}
+		r.Name, r.MovingFrom = r.MovingFrom, ""
+		return strangerAt(name, to)
+	}
+	if err != nil {
+		return err
 	}
 	if err := syncDir(s.home.Volumes()); err != nil {
 		return err

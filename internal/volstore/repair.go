@@ -117,7 +117,7 @@ func (s *Store) checkStrangers(all []*records.Volume, tombs []records.Tombstone)
 		if id, ok, err := identityAt(f.Path); err == nil && ok && id.Same(staged[name]) {
 			continue // found among the stagings
 		}
-		if t := s.removedAt(f.Path, tombs); t != nil {
+		if t := s.removedAt(name, tombs); t != nil {
 			f.Kind, f.ID, f.Detail = FoundTombstone, t.ID, ""
 		}
 		out = append(out, f)
@@ -142,11 +142,12 @@ func (s *Store) stagedNames() (map[string]records.Identity, error) {
 	return out, nil
 }
 
-// removedAt returns the tombstone of what lies at path.
-func (s *Store) removedAt(path string, tombs []records.Tombstone) *records.Tombstone {
-	id, ok, err := identityAt(path)
+// removedAt returns the tombstone of what lies at a name. Removed data that
+// somebody has moved to another name is a stranger's by now.
+func (s *Store) removedAt(name string, tombs []records.Tombstone) *records.Tombstone {
+	id, ok, err := identityAt(s.home.Volume(name))
 	for i := range tombs {
-		if err == nil && ok && id.Same(tombs[i].Identity) {
+		if err == nil && ok && tombs[i].Name == name && id.Same(tombs[i].Identity) {
 			return &tombs[i]
 		}
 	}

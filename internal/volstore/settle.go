@@ -181,8 +181,14 @@ func (s *Store) settleMoves(ctx context.Context, db *records.DB, lock *nameLock,
 		}
 		releaseFrom, ok := lock.also(r.MovingFrom)
 		if ok {
+			to := r.Name
 			err = s.finishMove(ctx, db, r)
 			releaseFrom()
+			if errdefs.Is(err, errdefs.VolumeAlreadyExists) {
+				releaseTo()
+				out.add(Finding{Kind: FoundMove, ID: r.ID, Name: r.Name, Path: s.home.Volume(r.Name), Action: "gave up an interrupted rename to " + to + ", where a stranger is"})
+				continue
+			}
 		}
 		releaseTo()
 		if err != nil && (slices.Contains(lock.names, r.Name) || slices.Contains(lock.names, r.MovingFrom)) {

@@ -1,0 +1,90 @@
+package volstore
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/microsandbox-go/microsandbox/internal/home"
+	"github.com/microsandbox-go/microsandbox/internal/storetest"
+)
+
+// scenario is one operation on a home prepared for it.
+type scenario struct {
+	name  string
+	disk  bool // needs mkfs.ext4
+	setup func(t testing.TB, s *Store, h home.Dir)
+	op    string
+	// stranger tells that volumes/a is a stranger's until it is adopted.
+	stranger bool
+}
+
+// marker is the file by which the data of volume "a" is known again.
+const marker = "marker"
+
+func scenarios() []scenario {
+	made := func(t testing.TB, s *Store, h home.Dir) {
+		v := mustCreate(t, s, Spec{Name: "a", Labels: map[string]string{"k": "v"}})
+		writeMarker(t, v.Path)
+	}
+	madeDisk := func(t testing.TB, s *Store, h home.Dir) {
+		v := mustCreate(t, s, Spec{Name: "a", Kind: KindDisk, SizeMiB: 4})
+		writeMarker(t, v.Path)
+	}
+	killed := func(before func(testing.TB, *Store, home.Dir), op, point string) func(testing.TB, *Store, home.Dir) {
+		return func(t testing.TB, s *Store, h home.Dir) {
+			if before != nil {
+				before(t, s, h)
+			}
+			if out, err := child(h, op, point+"=kill").CombinedOutput(); err == nil || err.Error() != "signal: killed" {
+				t.Fatalf("setup %s: %v\n%s", op, err, out)
+			}
+		}
+	}
+	return []scenario{
+		{name: "create", op: "create a"},
+		{name: "create disk", disk: true, op: "create-disk a"},
+		{name: "remove", setup: made, op: "remove a"},
+		{name: "remove disk", disk: true, setup: madeDisk, op: "remove a"},
+		{name: "prune", setup: made, op: "prune k v"},
+		{name: "rename", setup: made, op: "rename a b"},
+		{name: "label", setup: made, op: "label a"},
+		{name: "grow", disk: true, setup: madeDisk, op: "grow a"},
+		{name: "adopt", stranger: true, op: "adopt a", setup: func(t testing.TB, s *Store, h home.Dir) {
+			if err := os.Mkdir(h.Volume("a"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			writeMarker(t, h.Volume("a"))
+		}},
+		{name: "create after a killed create", setup: killed(nil, "create a", "volstore.create.renamed"), op: "create a"},
+		{name: "remove after a killed create", setup: killed(nil, "create a", "volstore.create.renamed"), op: "remove a"},
+		{name: "create after a killed remove", setup: killed(made, "remove a", "volstore.remove.recorded"), op: "create a"},
+		{name: "remove after a killed rename", setup: killed(made, "rename a b", "volstore.rename.recorded"), op: "remove b"},
+		{name: "create after a killed rename", setup: killed(made, "rename a b", "volstore.rename.moved"), op: "create a"},
+	}
+}
+
+func writeMarker(t testing.TB, dir string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(dir, marker), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// prepared returns a home with one bystander volume and what the scenario needs.
+func (sc scenario) prepared(t testing.TB) home.Dir {
+	t.Helper()
+	h := home.Dir(filepath.Join(storetest.Memory(t), "home"))
+	s := New(h)
+	writeMarker(t, mustCreate(t, s, Spec{Name: "bystander"}).Path)
+	if sc.setup != nil {
+		sc.setup(t, s, h)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+// discard deletes a prepared home.
+func discard(h home.Dir) { _ = os.RemoveAll(filepath.Dir(string(h))) }
