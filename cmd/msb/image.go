@@ -14,11 +14,20 @@ made once and shared by all its sandboxes.`)
 	return cmd
 }
 
-// newImageShortcuts returns the image commands that are also reached without
-// "image"; the plural and "rmi" are hidden.
-func newImageShortcuts() []*cobra.Command {
-	images, rmi := newImageListCmd(), newImageRemoveCmd()
-	images.Use, images.Aliases, images.Hidden = "images", nil, true
-	rmi.Use, rmi.Aliases, rmi.Hidden = "rmi REFERENCE...", nil, true
-	return []*cobra.Command{newImagePullCmd(), newImageLoadCmd(), newImageSaveCmd(), images, rmi}
+// imageShortcuts are the image commands that are also reached without "image";
+// the plural and "rmi" are hidden.
+var imageShortcuts = []lazyCmd{
+	{"pull", newImagePullCmd},
+	{"load", newImageLoadCmd},
+	{"save", newImageSaveCmd},
+	{"images", func() *cobra.Command {
+		images := newImageListCmd()
+		images.Use, images.Aliases, images.Hidden = "images", nil, true
+		return images
+	}},
+	{"rmi", func() *cobra.Command {
+		rmi := newImageRemoveCmd()
+		rmi.Use, rmi.Aliases, rmi.Hidden = "rmi REFERENCE...", nil, true
+		return rmi
+	}},
 }

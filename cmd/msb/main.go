@@ -41,8 +41,9 @@ func run(argv []string) int {
 	ctx, stop := untilSignal(context.Background())
 	defer stop()
 
-	root := newRootCmd()
-	root.SetArgs(argv[min(1, len(argv)):])
+	args := argv[min(1, len(argv)):]
+	root := newRootCmd(args...)
+	root.SetArgs(args)
 	cmd, err := root.ExecuteContextC(ctx)
 	if isUsage(err) && hintOf(err) == "" {
 		err = hinted{err, "see " + cmd.CommandPath() + " --help"}

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"strconv"
 	"strings"
 
@@ -12,35 +13,89 @@ import (
 	"github.com/microsandbox-go/microsandbox/internal/version"
 )
 
-// newRootCmd returns the tree of commands. Nothing is read or opened here: it
-// is built anew for every start.
-func newRootCmd() *cobra.Command {
+// newRootCmd returns the tree of commands, or of it what a command line needs:
+// the branch that its first words name. Making all commands with their flags
+// takes a tenth of a start. Nothing is read or opened here: the tree is built
+// anew for every start.
+func newRootCmd(argv ...string) *cobra.Command {
 	root := newGroup("msb", "Persistent volumes for microVM sandboxes", "")
-	root.Version = version.Version
-	root.SetVersionTemplate("msb {{.Version}}\n")
 	root.SilenceErrors = true
 	root.SilenceUsage = true
-	root.Flags().Bool("version", false, "show the version")
+	showVersion := root.Flags().Bool("version", false, "show the version")
+	help := root.RunE
+	root.RunE = func(cmd *cobra.Command, args []string) error {
+		if *showVersion {
+			_, err := io.WriteString(cmd.OutOrStdout(), "msb "+version.Version+"\n")
+			return err
+		}
+		return help(cmd, args)
+	}
 	root.SetUsageTemplate(usageTemplate(root.UsageTemplate()))
 	root.SetFlagErrorFunc(flagError)
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetHelpCommand(newHelpCmd())
-	addGroup(root, "Sandboxes", newRunCmd(), newCreateCmd(), newStartCmd(), newExecCmd(), newLsCmd(), newInspectCmd(),
-		newLogsCmd(), newStopCmd(), newKillCmd(), newRmCmd())
-	addGroup(root, "Volumes", newVolumeCmd(), newVolumesCmd(), newVirtiofsCmd())
-	addGroup(root, "Images", append([]*cobra.Command{newImageCmd()}, newImageShortcuts()...)...)
-	addGroup(root, "This machine", newKernelCmd(), newDoctorCmd(), newVersionCmd(), newCompletionCmd())
-	root.SetHelpCommandGroupID("This machine")
+	rest := argv[min(1, len(argv)):]
+	if len(argv) == 1 && argv[0] == "--version" {
+		return root
+	}
+	groups := []struct {
+		title    string
+		commands []lazyCmd
+	}{
+		{"Sandboxes", []lazyCmd{
+			{"run", newRunCmd}, {"create", newCreateCmd}, {"start", newStartCmd}, {"exec", newExecCmd}, {"ls list ps", newLsCmd},
+			{"inspect", newInspectCmd}, {"logs", newLogsCmd}, {"stop", newStopCmd}, {"kill", newKillCmd}, {"rm remove", newRmCmd},
+		}},
+		{"Volumes", []lazyCmd{
+			{"volume vol", func() *cobra.Command { return newVolumeCmd(rest...) }}, {"volumes vols", newVolumesCmd}, {"virtiofs", newVirtiofsCmd},
+		}},
+		{"Images", append([]lazyCmd{{"image", newImageCmd}}, imageShortcuts...)},
+		{machineGroup, []lazyCmd{
+			{"kernel", newKernelCmd}, {"doctor", newDoctorCmd}, {"version", newVersionCmd}, {"completion", newCompletionCmd},
+		}},
+	}
+	var all []lazyCmd
+	for _, g := range groups {
+		root.AddGroup(&cobra.Group{ID: g.title, Title: g.title + ":"})
+		all = append(all, g.commands...)
+	}
+	needed := neededOf(all, argv)
+	for _, g := range groups {
+		for _, l := range g.commands {
+			if needed == "" || needed == l.words {
+				c := l.make()
+				c.GroupID = g.title
+				root.AddCommand(c)
+			}
+		}
+	}
+	root.SetHelpCommandGroupID(machineGroup)
 	return root
 }
 
-// addGroup adds commands that the help shows together under a title.
-func addGroup(root *cobra.Command, title string, cmds ...*cobra.Command) {
-	root.AddGroup(&cobra.Group{ID: title, Title: title + ":"})
-	for _, c := range cmds {
-		c.GroupID = title
+const machineGroup = "This machine"
+
+// lazyCmd is a command that is made when it is needed: its name and aliases,
+// and what makes it.
+type lazyCmd struct {
+	words string
+	make  func() *cobra.Command
+}
+
+// neededOf returns the words of the one command that a command line names; ""
+// when it names none of them: then it takes all to say what there is.
+func neededOf(all []lazyCmd, argv []string) string {
+	if len(argv) == 0 {
+		return ""
 	}
-	root.AddCommand(cmds...)
+	for _, l := range all {
+		for word := range strings.FieldsSeq(l.words) {
+			if word == argv[0] {
+				return l.words
+			}
+		}
+	}
+	return ""
 }
 
 // otherTools are flags that other tools of this kind have: what to do here.

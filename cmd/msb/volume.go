@@ -8,23 +8,31 @@ import (
 	"github.com/microsandbox-go/microsandbox"
 )
 
-// newVolumeCmd returns `msb volume` and what belongs to it.
-func newVolumeCmd() *cobra.Command {
+// volumeCommands are the commands of `msb volume`.
+var volumeCommands = []lazyCmd{
+	{"create", newVolumeCreateCmd},
+	{"ls list", func() *cobra.Command { return newVolumeListCmd("ls", "list") }},
+	{"inspect", newVolumeInspectCmd},
+	{"rm remove", newVolumeRemoveCmd},
+	{"rename mv", newVolumeRenameCmd},
+	{"label", newVolumeLabelCmd},
+	{"adopt", newVolumeAdoptCmd},
+	{"prune", newVolumePruneCmd},
+	{"resize", newVolumeResizeCmd},
+	{"repair", newVolumeRepairCmd},
+	{"fs", newVolumeFsCmd},
+}
+
+// newVolumeCmd returns `msb volume` with the command that argv names, or all.
+func newVolumeCmd(argv ...string) *cobra.Command {
 	cmd := newGroup("volume", "Create, list, inspect, change and remove volumes, and work on their files", "", "vol")
 	cmd.PersistentPreRun = func(*cobra.Command, []string) { useReaper() }
-	cmd.AddCommand(
-		newVolumeCreateCmd(),
-		newVolumeListCmd("ls", "list"),
-		newVolumeInspectCmd(),
-		newVolumeRemoveCmd(),
-		newVolumeRenameCmd(),
-		newVolumeLabelCmd(),
-		newVolumeAdoptCmd(),
-		newVolumePruneCmd(),
-		newVolumeResizeCmd(),
-		newVolumeRepairCmd(),
-		newVolumeFsCmd(),
-	)
+	needed := neededOf(volumeCommands, argv)
+	for _, l := range volumeCommands {
+		if needed == "" || needed == l.words {
+			cmd.AddCommand(l.make())
+		}
+	}
 	return cmd
 }
 
