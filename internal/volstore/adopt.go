@@ -152,7 +152,7 @@ func (s *Store) readopt(ctx context.Context, db *records.DB, r *records.Volume) 
 	if err != nil {
 		return nil, err
 	}
-	defer held.Close()
+	defer unlock(held)
 	if err := db.SetVolumeIdentity(ctx, r.ID, r.Name, id); err != nil {
 		return nil, err
 	}

@@ -192,7 +192,7 @@ func (st *staging) drop() {
 		_ = os.Remove(filepath.Join(st.path, noteName))
 		_ = removeTree(st.path)
 	}
-	_ = st.file.Close()
+	unlock(st.file)
 }
 
 // publish gives a staged volume its name. The name is locked. From the rename

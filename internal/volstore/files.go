@@ -190,6 +190,13 @@ func tryFlock(f *os.File, how int) (ok bool, err error) {
 	}
 }
 
+// unlock releases the flock of f and closes it. Closing alone would leave the
+// lock with a child that another goroutine is starting just now, until its exec.
+func unlock(f *os.File) {
+	_ = unix.Flock(int(f.Fd()), unix.LOCK_UN)
+	_ = f.Close()
+}
+
 // lockDir opens and locks a staging or trash directory that must still be at
 // its path afterwards; nil means that it is busy or gone.
 func lockDir(path string) (*os.File, error) {

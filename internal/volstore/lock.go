@@ -152,7 +152,7 @@ func (l *nameLock) also(name string) (release func(), ok bool) {
 // unlock releases everything; a second call does nothing.
 func (l *nameLock) unlock() {
 	for _, f := range l.files {
-		_ = f.Close()
+		unlock(f)
 	}
 	for _, name := range l.names {
 		l.s.mutexHeld(name).turn <- struct{}{}

@@ -52,7 +52,7 @@ func (s *Store) reapTree(id string, budget int) error {
 	if err != nil || f == nil {
 		return err
 	}
-	defer f.Close()
+	defer unlock(f)
 	if err := removeSome(path, budget); err != nil {
 		return err
 	}

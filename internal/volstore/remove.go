@@ -151,7 +151,7 @@ func (s *Store) removeLocked(ctx context.Context, db *records.DB, r *records.Vol
 	if err != nil {
 		return err
 	}
-	defer held.Close()
+	defer unlock(held)
 	alive := filepath.Join(s.home.State(r.ID), aliveName)
 	if err := os.Remove(alive); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err

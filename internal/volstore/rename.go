@@ -73,7 +73,7 @@ func (s *Store) rename(ctx context.Context, from, to, id string) (*Volume, error
 	if err != nil {
 		return nil, err
 	}
-	defer held.Close()
+	defer unlock(held)
 	ctx = context.WithoutCancel(ctx)
 	if err := db.RenameVolume(ctx, r.ID, from, to); err != nil {
 		return nil, err

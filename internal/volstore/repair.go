@@ -189,7 +189,7 @@ func (s *Store) checkBookkeeping(known map[string]bool) (out []Finding, err erro
 func busy(path string) bool {
 	f, err := lockDir(path)
 	if f != nil {
-		_ = f.Close()
+		unlock(f)
 	}
 	return err == nil && f == nil
 }
