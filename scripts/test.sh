@@ -1,12 +1,15 @@
 #!/bin/bash
-# Runs all tests and then looks for what they left behind: processes, mounts,
-# loop devices, network namespaces, sockets, locks and files. All of them get a
-# temporary directory of their own, so that a leftover is known by its path.
+# Runs all tests, then the fuzz target over paths and trees for a minute, and
+# looks for what they left behind: processes, mounts, loop devices, network
+# namespaces, sockets, locks and files. All of them get temporary directories of
+# their own, on disk and in memory, so that a leftover is known by its path.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tmp=$(mktemp -d /tmp/msb-test.XXXXXX)
 chmod 755 "$tmp" # tests that drop root still have to reach their own directories
-trap 'rm -rf --one-file-system "$tmp"' EXIT
+shm=$(mktemp -d /dev/shm/msb-test.XXXXXX 2>/dev/null || mktemp -d "$tmp/memory.XXXXXX")
+chmod 755 "$shm"
+trap 'rm -rf --one-file-system "$tmp" "$shm"' EXIT
 
 state() {
 	echo "mounts $(wc -l </proc/self/mounts)"
@@ -15,10 +18,11 @@ state() {
 }
 before=$(state)
 
-export TMPDIR=$tmp MSB_TEST_SEED=$PWD/build/home MSB_TEST_MSB=$PWD/bin/msb
+export TMPDIR=$tmp MSB_TEST_MEMORY=$shm MSB_TEST_SEED=$PWD/build/home MSB_TEST_MSB=$PWD/bin/msb
 unset MSB_HOME MSB_PATH MSB_KERNEL MSB_ACCEL
 code=0
 go test -count=1 -timeout 25m "$@" ./... || code=$?
+if [ $code = 0 ]; then scripts/fuzz.sh "${MSB_FUZZ:-60s}" FuzzOperations || code=$?; fi
 
 left=0
 complain() {
@@ -37,7 +41,7 @@ for p in /proc/[0-9]*; do
 	fi
 done
 if grep -qF "$tmp" /proc/net/unix; then complain "sockets: $(grep -F "$tmp" /proc/net/unix)"; fi
-files=$(find "$tmp" -mindepth 1 -maxdepth 2 -not -path "$tmp/go-build*" 2>/dev/null | head -5)
+files=$(find "$tmp" "$shm" -mindepth 1 -maxdepth 2 -not -path "$tmp/go-build*" -not -path "$tmp/memory.*" 2>/dev/null | head -5)
 [ -z "$files" ] || complain "files: $files"
 [ $left = 0 ] || exit 1
 exit $code

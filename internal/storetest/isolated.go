@@ -4,6 +4,7 @@
 package storetest
 
 import (
+	"cmp"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -110,13 +111,15 @@ func Fill(t *testing.T, dir string) (free func()) {
 // Memory returns a temporary directory in memory, for tests that make and kill
 // many processes and would otherwise wait for the disk. With
 // MSB_TEST_ON_DISK=1, or without a tmpfs at /dev/shm, it is an ordinary one.
+// MSB_TEST_MEMORY names another place than /dev/shm.
 func Memory(t testing.TB) string {
 	t.Helper()
 	var fs unix.Statfs_t
-	if os.Getenv("MSB_TEST_ON_DISK") == "1" || unix.Statfs("/dev/shm", &fs) != nil || fs.Type != unix.TMPFS_MAGIC {
+	in := cmp.Or(os.Getenv("MSB_TEST_MEMORY"), "/dev/shm")
+	if os.Getenv("MSB_TEST_ON_DISK") == "1" || unix.Statfs(in, &fs) != nil || fs.Type != unix.TMPFS_MAGIC {
 		return t.TempDir()
 	}
-	dir, err := os.MkdirTemp("/dev/shm", "msb-test-")
+	dir, err := os.MkdirTemp(in, "msb-test-")
 	if err != nil {
 		return t.TempDir()
 	}

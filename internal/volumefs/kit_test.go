@@ -1,6 +1,7 @@
 package volumefs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
@@ -43,7 +44,7 @@ func newVolume(t testing.TB, o Options) *volume {
 // very many calls; an ordinary one where there is none with user attributes.
 func memoryDir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "volumefs-test-")
+	dir, err := os.MkdirTemp(cmp.Or(os.Getenv("MSB_TEST_MEMORY"), "/dev/shm"), "volumefs-test-")
 	if err != nil {
 		return t.TempDir()
 	}
