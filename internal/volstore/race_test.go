@@ -2,7 +2,9 @@ package volstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -35,14 +37,18 @@ func churn(ctx context.Context, s *Store, name string, n int) error {
 	return nil
 }
 
+// TestProcessesOnOneName: four processes create, remove and recreate one name,
+// 500 times each, while a stranger's directory comes to the name and goes.
 func TestProcessesOnOneName(t *testing.T) {
 	s, h := newStore(t)
 	mustCreate(t, s, Spec{Name: "other"})
-	n := 125
+	n := 500
 	if testing.Short() {
 		n = 20
 	}
-	within(t, 2*time.Minute, func() {
+	stop, visits := make(chan struct{}), make(chan int)
+	go func() { visits <- visit(t, h, "a", stop) }()
+	within(t, 4*time.Minute, func() {
 		var wg sync.WaitGroup
 		for range 4 {
 			wg.Go(func() {
@@ -53,8 +59,45 @@ func TestProcessesOnOneName(t *testing.T) {
 		}
 		wg.Wait()
 	})
+	close(stop)
+	if v := <-visits; v == 0 {
+		t.Error("the stranger never found the name free")
+	} else {
+		t.Logf("the stranger came %d times", v)
+	}
 	_ = s.Remove(t.Context(), "a")
 	mustCreate(t, s, Spec{Name: "a"})
+}
+
+// visit puts a stranger's directory at a name whenever it is free and takes it
+// away again, until stop; it demands that it is the same then. It returns how
+// often it was there.
+func visit(t testing.TB, h home.Dir, name string, stop chan struct{}) (visits int) {
+	stranger := filepath.Join(filepath.Dir(string(h.Volumes())), "stranger")
+	if err := errors.Join(os.Mkdir(stranger, 0o755), os.WriteFile(filepath.Join(stranger, "foreign"), []byte("y"), 0o640)); err != nil {
+		t.Error(err)
+		return 0
+	}
+	was := portrait(t, stranger)
+	for pause := time.NewTicker(3 * time.Millisecond); ; {
+		select {
+		case <-stop:
+			return visits
+		case <-pause.C:
+		}
+		if renameNew(stranger, h.Volume(name)) != nil {
+			continue
+		}
+		visits++
+		<-pause.C
+		if now := portrait(t, h.Volume(name)); now != was {
+			t.Errorf("the stranger at %s was touched: it is\n%sand was\n%s", name, now, was)
+		}
+		if err := renameNew(h.Volume(name), stranger); err != nil {
+			t.Error(err)
+			return visits
+		}
+	}
 }
 
 func TestProcessesOnAColdHome(t *testing.T) {
