@@ -1,12 +1,13 @@
 package main
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
 	"io"
+	"iter"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -57,11 +58,16 @@ func printJSON(w io.Writer, v any) error {
 	return enc.Encode(v)
 }
 
-// table prints aligned columns; the header is written by newTable.
-type table struct{ w *tabwriter.Writer }
+// table prints aligned columns, all at once by flush. Every row has as many
+// cells as the header.
+type table struct {
+	w      io.Writer
+	cells  []string
+	widths []int // of the columns, in runes
+}
 
 func newTable(w io.Writer, header ...string) *table {
-	t := &table{tabwriter.NewWriter(w, 0, 8, 3, ' ', 0)}
+	t := &table{w: w, widths: make([]int, len(header))}
 	t.row(header...)
 	return t
 }
@@ -70,17 +76,47 @@ func newTable(w io.Writer, header ...string) *table {
 // else, and a terminal obeys what it is sent.
 func (t *table) row(cells ...string) {
 	for i, c := range cells {
-		cells[i] = printable(c)
+		c = printable(c)
+		t.cells = append(t.cells, c)
+		t.widths[i] = max(t.widths[i], utf8.RuneCountInString(c))
 	}
-	fmt.Fprintln(t.w, strings.Join(cells, "\t"))
 }
 
-func (t *table) flush() error { return t.w.Flush() }
+// flush writes the table. The last column is not padded.
+func (t *table) flush() error {
+	const gap = 3 // spaces between columns
+	w := bufio.NewWriterSize(t.w, outputBuffer)
+	last := len(t.widths) - 1
+	for i, c := range t.cells {
+		_, _ = w.WriteString(c) // errors stick until Flush
+		if i%len(t.widths) == last {
+			_ = w.WriteByte('\n')
+			continue
+		}
+		for range t.widths[i%len(t.widths)] + gap - utf8.RuneCountInString(c) {
+			_ = w.WriteByte(' ')
+		}
+	}
+	return w.Flush()
+}
+
+// outputBuffer is how many bytes of a long list are written at once.
+const outputBuffer = 64 << 10
+
+// printLines writes each line with a newline at its end.
+func printLines(w io.Writer, lines iter.Seq[string]) error {
+	b := bufio.NewWriterSize(w, outputBuffer)
+	for line := range lines {
+		_, _ = b.WriteString(line) // errors stick until Flush
+		_ = b.WriteByte('\n')
+	}
+	return b.Flush()
+}
 
 // printable replaces what a terminal would obey or hide (control characters,
 // changes of direction, bytes that are not UTF-8) by its Go escape.
 func printable(s string) string {
-	if utf8.ValidString(s) && strings.IndexFunc(s, isHidden) < 0 {
+	if isPlain(s) || utf8.ValidString(s) && strings.IndexFunc(s, isHidden) < 0 {
 		return s
 	}
 	var b strings.Builder
@@ -96,6 +132,16 @@ func printable(s string) string {
 		}
 	}
 	return b.String()
+}
+
+// isPlain reports whether s is printable ASCII, as nearly all text is.
+func isPlain(s string) bool {
+	for i := range len(s) {
+		if s[i] < ' ' || s[i] > '~' {
+			return false
+		}
+	}
+	return true
 }
 
 func isHidden(r rune) bool { return !unicode.IsPrint(r) }

@@ -59,6 +59,8 @@ func newVolumeInspectCmd() *cobra.Command {
 
 func inspectVolume(h *microsandbox.VolumeHandle, holders []microsandbox.VolumeHolder) volumeDetails {
 	d := volumeDetails{volumeJSON: describeVolume(h), Backend: string(h.BackendKind()), DiskPath: h.DiskPath(), Path: h.Path()}
+	used := h.UsedBytes()
+	d.UsedBytes = &used
 	d.Holders = make([]holderJSON, len(holders))
 	for i, o := range holders {
 		d.Holders[i] = holderJSON{PID: o.PID, Readonly: o.Readonly, Sandbox: textOrNull(o.Sandbox), Since: jsonTime(o.Since)}

@@ -8,7 +8,8 @@ import (
 	"github.com/microsandbox-go/microsandbox"
 )
 
-// volumeJSON is a volume in `msb volume ls --format json`; null is "none".
+// volumeJSON is a volume in `msb volume ls --format json`; null is "none". A list
+// does not say how much is used: that takes a walk of every volume.
 type volumeJSON struct {
 	CapacityBytes *uint64           `json:"capacity_bytes"`
 	CreatedAt     *string           `json:"created_at"`
@@ -18,14 +19,14 @@ type volumeJSON struct {
 	Labels        map[string]string `json:"labels"`
 	Name          string            `json:"name"`
 	QuotaMiB      *uint32           `json:"quota_mib"`
-	UsedBytes     uint64            `json:"used_bytes"`
+	UsedBytes     *uint64           `json:"used_bytes"`
 }
 
 func describeVolume(h *microsandbox.VolumeHandle) volumeJSON {
 	return volumeJSON{
 		CapacityBytes: h.CapacityBytes(), CreatedAt: jsonTime(h.CreatedAt()), DiskFormat: h.DiskFormat(),
 		DiskFstype: h.DiskFstype(), Kind: string(h.Kind()), Labels: h.Labels(), Name: h.Name(),
-		QuotaMiB: h.QuotaMiB(), UsedBytes: h.UsedBytes(),
+		QuotaMiB: h.QuotaMiB(),
 	}
 }
 
@@ -64,12 +65,13 @@ func runVolumeList(cmd *cobra.Command, o volumeListOptions) error {
 		}
 		return printJSON(out, list)
 	case o.quiet:
-		for _, h := range handles {
-			if _, err := fmt.Fprintln(out, h.Name()); err != nil {
-				return err
+		return printLines(out, func(yield func(string) bool) {
+			for _, h := range handles {
+				if !yield(h.Name()) {
+					return
+				}
 			}
-		}
-		return nil
+		})
 	case len(handles) == 0:
 		fmt.Fprintln(cmd.ErrOrStderr(), "No volumes found.")
 		return nil
