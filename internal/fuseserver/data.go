@@ -64,19 +64,25 @@ func (c *call) read(h *handle, off uint64, size int) errno {
 // readOnce reads up to size bytes; less only at the end of the file, or when
 // the rest is not at hand.
 func (c *call) readOnce(fd int, off uint64, size int, flags uintptr) (got int, err errno) {
-	for got < size {
-		iov := c.iovecs(c.out, replySize+got, size-got)
+	return c.move(unix.SYS_PREADV2, c.out, replySize, fd, off, size, flags)
+}
+
+// move reads into guest memory, or writes from it, behind the first skip bytes
+// of seg; an error counts only if nothing was moved.
+func (c *call) move(trap uintptr, seg [][]byte, skip, fd int, off uint64, size int, flags uintptr) (done int, err errno) {
+	for done < size {
+		iov := c.iovecs(seg, skip+done, size-done)
 		want := iovLen(iov)
-		n, err := preadv2(fd, iov, off+uint64(got), flags)
-		got += n
-		if err != 0 && got == 0 {
+		n, err := transfer(trap, fd, iov, off+uint64(done), flags)
+		done += n
+		if err != 0 && done == 0 {
 			return 0, err
 		}
-		if err != 0 || n < want {
+		if err != 0 || n == 0 || n < want {
 			break
 		}
 	}
-	return got, 0
+	return done, 0
 }
 
 func (c *call) atEnd(h *handle, off uint64) bool {
@@ -136,21 +142,9 @@ func (c *call) write(h *handle, in *fusewire.WriteIn) errno {
 	return 0
 }
 
-// writeAll writes the payload; an error counts only if nothing was written.
+// writeAll writes the payload.
 func (c *call) writeAll(fd int, off uint64, size int, flags uintptr) (done int, err errno) {
-	for done < size {
-		iov := c.iovecs(c.in, headerSize+fusewire.WriteInSize+done, size-done)
-		want := iovLen(iov)
-		n, err := pwritev2(fd, iov, off+uint64(done), flags)
-		done += n
-		if err != 0 && done == 0 {
-			return 0, err
-		}
-		if err != 0 || n < want {
-			break
-		}
-	}
-	return done, 0
+	return c.move(unix.SYS_PWRITEV2, c.in, headerSize+fusewire.WriteInSize, fd, off, size, flags)
 }
 
 func (c *call) opLseek() errno {

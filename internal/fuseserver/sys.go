@@ -161,14 +161,7 @@ func lseek(fd int, off uint64, whence uint32) (uint64, errno) {
 	return uint64(n), err
 }
 
-func preadv2(fd int, iov []unix.Iovec, off uint64, flags uintptr) (int, errno) {
-	return transfer(unix.SYS_PREADV2, fd, iov, off, flags)
-}
-
-func pwritev2(fd int, iov []unix.Iovec, off uint64, flags uintptr) (int, errno) {
-	return transfer(unix.SYS_PWRITEV2, fd, iov, off, flags)
-}
-
+// transfer is preadv2 or pwritev2.
 func transfer(trap uintptr, fd int, iov []unix.Iovec, off uint64, flags uintptr) (int, errno) {
 	if len(iov) == 0 {
 		return 0, 0

@@ -17,10 +17,7 @@ func (f *FS) Remove(ctx context.Context, path string) error {
 }
 
 func (f *FS) remove(rel string) error {
-	if rel == "" {
-		return errRoot
-	}
-	s, err := f.find(rel, itself)
+	s, err := f.victim(rel)
 	if err != nil {
 		return err
 	}
@@ -42,10 +39,7 @@ func (f *FS) RemoveDir(ctx context.Context, path string) error {
 }
 
 func (f *FS) removeDir(ctx context.Context, rel string) error {
-	if rel == "" {
-		return errRoot
-	}
-	s, err := f.find(rel, itself)
+	s, err := f.victim(rel)
 	if err != nil {
 		return err
 	}
@@ -54,6 +48,14 @@ func (f *FS) removeDir(ctx context.Context, rel string) error {
 		return errNotDir
 	}
 	return removeTree(ctx, s)
+}
+
+// victim finds what is to be removed: anything but the root, links themselves.
+func (f *FS) victim(rel string) (*spot, error) {
+	if rel == "" {
+		return nil, errRoot
+	}
+	return f.find(rel, itself)
 }
 
 // RemoveAll deletes whatever has the path: a directory with everything in it, a
@@ -67,10 +69,7 @@ func (f *FS) RemoveAll(ctx context.Context, path string) error {
 }
 
 func (f *FS) removeAll(ctx context.Context, rel string) error {
-	if rel == "" {
-		return errRoot
-	}
-	s, err := f.find(rel, itself)
+	s, err := f.victim(rel)
 	if err == unix.ENOENT || err == unix.ENOTDIR {
 		return nil
 	}
