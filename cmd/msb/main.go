@@ -1,8 +1,3 @@
-// A start reads no cgroup files to find out how many processors it may use: that
-// is a tenth of a millisecond for commands that need one, and servers that wait.
-//
-//go:debug containermaxprocs=0
-
 // Command msb manages volumes, images and sandboxes.
 //
 // Results go to stdout, talk to stderr. Exit codes: 0 done, 1 failed, 2 wrong

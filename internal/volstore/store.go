@@ -2,7 +2,6 @@ package volstore
 
 import (
 	"context"
-	"path/filepath"
 	"sync"
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
@@ -126,10 +125,14 @@ func (s *Store) giveBack(h *handle) {
 	}
 }
 
-func (s *Store) volume(r *records.Volume) *Volume {
-	v := &Volume{Volume: *r, Path: s.home.Volume(r.Name)}
+func (s *Store) volume(r *records.Volume) *Volume { return volumeIn(s.home.Volumes()+"/", r) }
+
+// volumeIn adds the paths, in dir, which ends in a slash. A name is one element
+// of a path.
+func volumeIn(dir string, r *records.Volume) *Volume {
+	v := &Volume{Volume: *r, Path: dir + r.Name}
 	if r.Kind == KindDisk {
-		v.DiskPath = filepath.Join(v.Path, "disk.raw")
+		v.DiskPath = v.Path + "/" + home.DiskFile
 	}
 	return v
 }
@@ -169,9 +172,10 @@ func (s *Store) List(ctx context.Context, f Filter) ([]*Volume, error) {
 		return nil, err
 	}
 	out := make([]*Volume, 0, len(all))
+	dir := s.home.Volumes() + "/"
 	for _, r := range all {
 		if records.HasLabels(r.Labels, f.Labels) {
-			out = append(out, s.volume(r))
+			out = append(out, volumeIn(dir, r))
 		}
 	}
 	return out, nil
