@@ -86,11 +86,21 @@ func (b *LocalBackend) AdoptVolume(ctx context.Context, name string, opt VolumeA
 }
 
 // ResizeVolume makes a disk volume larger; sizes are MiB. A volume cannot
-// shrink, and the size it has is no error.
+// shrink, and the size it has is no error. No sandbox may have it attached.
 //
-// Errors: kinds [ErrVolumeNotFound]; [ErrInvalidConfig] for a directory volume
-// and for a size below the present one, naming both; [ErrUnsupportedOperation]:
-// this version cannot grow the file system yet, and changes nothing.
+// The space takes none on the host before it is used. The file system in the
+// volume grows when a sandbox next mounts it for writing; until then
+// CapacityBytes is what it will have. A file system that cannot grow (it is
+// damaged, say) stays usable at its old size: the sandbox starts all the same,
+// its console says why, and each start tries again.
+//
+// After a crash the volume has its old size or the new one, and so it has after
+// an error. A killed resize may also take effect when the volume is next attached.
+//
+// Errors: kinds [ErrVolumeNotFound]; [ErrInvalidConfig] for a directory volume,
+// for a size below the present one, naming both, for one that the file system or
+// the host's cannot have, and, with the cause [ErrVolumeInUse], for an attached
+// volume; [ErrUnsupportedOperation] for an adopted volume without ext4.
 func ResizeVolume(ctx context.Context, name string, sizeMiB uint32) (*VolumeHandle, error) {
 	b, err := localVolumes("resize volume", name)
 	if err != nil {
@@ -101,7 +111,7 @@ func ResizeVolume(ctx context.Context, name string, sizeMiB uint32) (*VolumeHand
 
 // ResizeVolume is the function of that name in this home.
 func (b *LocalBackend) ResizeVolume(ctx context.Context, name string, sizeMiB uint32) (*VolumeHandle, error) {
-	return b.handle(b.store.Grow(ctx, name, sizeMiB, nil))
+	return b.handle(b.store.Grow(ctx, name, sizeMiB))
 }
 
 // VolumeHolder is who has a volume attached.

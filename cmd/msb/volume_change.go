@@ -150,9 +150,13 @@ func printLabels(cmd *cobra.Command, h *microsandbox.VolumeHandle, format output
 func newVolumeResizeCmd() *cobra.Command {
 	var size mibFlag
 	cmd := &cobra.Command{
-		Use:               "resize NAME --size SIZE",
-		Short:             "Make a disk volume larger (not in this version)",
-		Long:              "Make a disk volume larger. It cannot shrink. This version refuses to grow it.",
+		Use:   "resize NAME --size SIZE",
+		Short: "Make a disk volume larger",
+		Long: `Make a disk volume larger and print the size it has then. It cannot shrink, and no
+sandbox may have it attached.
+
+The file system in it grows when a sandbox next mounts the volume for writing.`,
+		Example:           "  msb volume resize data --size 100G",
 		Args:              args(cobra.ExactArgs(1)),
 		ValidArgsFunction: completeVolumes(false),
 		RunE: func(cmd *cobra.Command, args []string) error {

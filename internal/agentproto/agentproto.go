@@ -118,6 +118,9 @@ type Mount struct {
 	Noexec   bool `cbor:"noexec"`
 	Nosuid   bool `cbor:"nosuid"`
 	Nodev    bool `cbor:"nodev"`
+
+	// Grow lets an ext4 disk that is mounted for writing fill its device.
+	Grow bool `cbor:"grow"`
 }
 
 // BootFailed says which step of Boot failed.

@@ -233,7 +233,7 @@ func (m *Root) take(c *cursor) {
 	})
 }
 
-var mountFields = []string{"kind", "guest", "source", "fstype", "size", "readonly", "noexec", "nosuid", "nodev"}
+var mountFields = []string{"kind", "guest", "source", "fstype", "size", "readonly", "noexec", "nosuid", "nodev", "grow"}
 
 func (m *Mount) take(c *cursor) {
 	c.fields(mountFields, func(field int) {
@@ -243,7 +243,7 @@ func (m *Mount) take(c *cursor) {
 		case field == 4:
 			m.Size = c.int()
 		default:
-			*[]*bool{&m.Readonly, &m.Noexec, &m.Nosuid, &m.Nodev}[field-5] = c.bool()
+			*[]*bool{&m.Readonly, &m.Noexec, &m.Nosuid, &m.Nodev, &m.Grow}[field-5] = c.bool()
 		}
 	})
 }

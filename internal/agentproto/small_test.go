@@ -29,7 +29,7 @@ func usualBoots() []Boot {
 		{},
 		{
 			Hostname: "h", Root: Root{Lower: "l", Upper: "u", Fstype: "ext4"}, Env: []string{"A=b", "", "P=\xff"},
-			Mounts:  []Mount{{Kind: "tmpfs", Guest: "/t", Size: math.MaxInt64, Readonly: true}, {Source: "s", Fstype: "xfs", Noexec: true, Nosuid: true, Nodev: true}},
+			Mounts:  []Mount{{Kind: "tmpfs", Guest: "/t", Size: math.MaxInt64, Readonly: true, Grow: true}, {Source: "s", Fstype: "xfs", Noexec: true, Nosuid: true, Nodev: true}},
 			Workdir: "/w", User: "1:2", TimeNS: 1 << 60, Entropy: make([]byte, 64),
 		},
 	}

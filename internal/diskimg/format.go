@@ -92,13 +92,20 @@ func mkfsArgs(sizeBytes int64, opt FormatOptions, more string) []string {
 	if sizeBytes < 64*mib { // a journal has at least 1024 blocks: small ones here
 		blockSize, inodeRatio = 1024, 4096
 	}
+	extended := "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0,hash_seed=" + opt.UUID + more
+	if sizeBytes > 16*mib && sizeBytes < 64*mib {
+		// The kernel grows a file system in transactions with room for the whole
+		// reserve of group descriptors: by default it would be as large as such a
+		// small journal lets a transaction be. Beyond the reserve none is needed.
+		extended += fmt.Sprintf(",resize=%d", (16<<30)/blockSize)
+	}
 	args := []string{
 		"-q", "-F",
 		"-b", fmt.Sprint(blockSize), "-I", "256", "-i", fmt.Sprint(inodeRatio),
 		"-m", "0", // no blocks reserved for root: capacity is the user's
 		"-O", "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,huge_file,dir_nlink,extra_isize,metadata_csum",
 		"-U", opt.UUID,
-		"-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0,hash_seed=" + opt.UUID + more,
+		"-E", extended,
 	}
 	if sizeBytes >= 4*mib { // below, mkfs.ext4 insists on choosing the smallest itself
 		args = append(args, "-J", fmt.Sprintf("size=%d", journalMiB(sizeBytes)))

@@ -110,6 +110,7 @@ type agent struct {
 	link    *link
 	modules *modules
 	root    *rootFS
+	growth  growth
 	env     []string // default environment of programs
 	workdir string
 	user    string

@@ -44,11 +44,26 @@ func (a *agent) mount(m agentproto.Mount) error {
 		}
 		return nil
 	case "disk":
-		return mountDisk(m, a.modules)
+		return a.mountVolume(m)
 	case "tmpfs":
 		return mountTmpfs(m)
 	}
 	return fmt.Errorf("unknown kind of mount %q", m.Kind)
+}
+
+// mountVolume mounts a disk and lets its file system fill it, if that is asked.
+func (a *agent) mountVolume(m agentproto.Mount) error {
+	if err := mountDisk(m, a.modules); err != nil {
+		return err
+	}
+	if m.Grow && !m.Readonly && m.Fstype == "ext4" {
+		dev, err := findDisk(m.Source)
+		if err != nil {
+			return err
+		}
+		a.growth.add(dev, m.Guest)
+	}
+	return nil
 }
 
 // makeMountPoint makes the directory to mount on, in the upper layer.

@@ -65,6 +65,7 @@ func (p *procs) waitGone(d time.Duration) bool {
 // also those that programs have mounted. What is still busy is made read-only,
 // which is as clean on the disk.
 func (a *agent) unmountAll() {
+	a.growth.end()
 	for _, m := range dataMounts() {
 		if err := unix.Unmount(m, 0); err != nil {
 			remountReadOnly(m, err)

@@ -186,7 +186,8 @@ func (b *planner) addNamed(ctx context.Context, s *Spec) error {
 		return err
 	}
 	if a.Volume.Kind == VolumeDisk {
-		b.addDisk(s, a.Disk, a.Volume.DiskFstype)
+		// Only a volume grows: somebody else's image keeps its file system.
+		b.addDisk(s, a.Disk, agentproto.Mount{Fstype: a.Volume.DiskFstype, Grow: !s.Readonly})
 		return nil
 	}
 	var st unix.Stat_t
@@ -228,10 +229,12 @@ func (b *planner) attach(ctx context.Context, s *Spec) (*volstore.Attachment, er
 	return a, attached.Hit()
 }
 
-func (b *planner) addDisk(s *Spec, f *os.File, fstype string) {
+// addDisk adds an image; m says how the guest mounts it.
+func (b *planner) addDisk(s *Spec, f *os.File, m agentproto.Mount) {
 	tag := b.tags.tag(s.Guest)
 	b.plan.Disks = append(b.plan.Disks, vmm.Disk{Serial: tag, File: f, Readonly: s.Readonly, Format: FormatRaw})
-	b.addGuest(s, agentproto.Mount{Kind: "disk", Source: tag, Fstype: fstype})
+	m.Kind, m.Source = "disk", tag
+	b.addGuest(s, m)
 }
 
 // addImage opens a raw image with its lock. The format is never probed: bytes
@@ -245,6 +248,6 @@ func (b *planner) addImage(s *Spec) error {
 	if err := sameObject(s, identity{id.Dev, id.Ino}); err != nil {
 		return err
 	}
-	b.addDisk(s, f, s.Fstype)
+	b.addDisk(s, f, agentproto.Mount{Fstype: s.Fstype})
 	return nil
 }

@@ -98,7 +98,7 @@ func TestOpenPlan(t *testing.T) {
 	}
 	want := []agentproto.Mount{
 		{Kind: "virtiofs", Guest: "/data", Nodev: true},
-		{Kind: "disk", Guest: "/db", Fstype: "ext4"},
+		{Kind: "disk", Guest: "/db", Fstype: "ext4", Grow: true},
 		{Kind: "disk", Guest: "/img", Fstype: "vfat", Readonly: true},
 		{Kind: "tmpfs", Guest: "/tmp", Size: 64 << 20, Noexec: true},
 		{Kind: "virtiofs", Guest: "/data/cache", Nosuid: true},

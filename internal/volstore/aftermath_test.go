@@ -222,9 +222,32 @@ func checkVolume(t testing.TB, s *Store, v *Volume, what string) {
 		t.Errorf("%s: the bystander lost its file", what)
 	}
 	if v.Kind == KindDisk {
+		checkLength(t, s, v, what)
 		if out, err := exec.Command("/usr/sbin/e2fsck", "-fn", v.DiskPath).CombinedOutput(); err != nil && exists("/usr/sbin/e2fsck") {
 			t.Errorf("%s: e2fsck of %s: %v\n%s", what, v.Name, err, out)
 		}
+	}
+}
+
+// checkLength demands that an image has its recorded length once somebody has
+// attached it, and is never shorter.
+func checkLength(t testing.TB, s *Store, v *Volume, what string) {
+	t.Helper()
+	fi, err := os.Stat(v.DiskPath)
+	if err != nil || fi.Size() < v.CapacityBytes {
+		t.Errorf("%s: %s: the image is shorter than %d: %v", what, v.Name, v.CapacityBytes, err)
+		return
+	}
+	a, err := s.AttachID(context.Background(), v.ID, Exclusive, Holder{PID: os.Getpid(), Readonly: true})
+	if err != nil {
+		t.Errorf("%s: attach %s: %v", what, v.Name, err)
+		return
+	}
+	if got, err := s.GetByID(context.Background(), v.ID); err != nil || got.CapacityBytes != fi.Size() {
+		t.Errorf("%s: %s: %d bytes recorded of %d, %v", what, v.Name, got.CapacityBytes, fi.Size(), err)
+	}
+	if err := a.Close(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -96,7 +96,22 @@ func (s *Store) AttachID(ctx context.Context, id string, mode AttachMode, h Hold
 	return a, s.wrap("attach", v.Name, err)
 }
 
-func (s *Store) attach(ctx context.Context, v *Volume, mode AttachMode, h Holder) (_ *Attachment, err error) {
+// attach is hold for a user of the volume: an image it may write is checked
+// first, if need be.
+func (s *Store) attach(ctx context.Context, v *Volume, mode AttachMode, h Holder) (*Attachment, error) {
+	a, err := s.hold(ctx, v, mode, h)
+	if err != nil || a.Disk == nil || h.Readonly {
+		return a, err
+	}
+	if err := s.prepareImage(ctx, a); err != nil {
+		_ = a.Close()
+		return nil, err
+	}
+	return a, nil
+}
+
+// hold takes the attach lock and that of an image, and notes the holder.
+func (s *Store) hold(ctx context.Context, v *Volume, mode AttachMode, h Holder) (_ *Attachment, err error) {
 	lock, err := s.openAttach(ctx, v)
 	if err != nil {
 		return nil, err
@@ -124,8 +139,8 @@ func (s *Store) attach(ctx context.Context, v *Volume, mode AttachMode, h Holder
 		if holders, _ := readHolders(lock); errors.Is(err, errdefs.ErrVolumeInUse) && len(holders) > 0 {
 			err = inUse(now.Name, holders)
 		}
-		if err == nil && !h.Readonly {
-			err = s.prepareImage(ctx, a)
+		if err == nil {
+			err = s.noteLength(ctx, a)
 		}
 		if err != nil {
 			return nil, err

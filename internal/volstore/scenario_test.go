@@ -50,6 +50,9 @@ func scenarios() []scenario {
 		{name: "rename", setup: made, op: "rename a b"},
 		{name: "label", setup: made, op: "label a"},
 		{name: "grow", disk: true, setup: madeDisk, op: "grow a"},
+		{name: "attach", disk: true, setup: madeDisk, op: "attach a"},
+		{name: "grow after a killed grow", disk: true, setup: killed(madeDisk, "grow a", "volstore.grow.lengthened"), op: "grow a"},
+		{name: "attach after a killed grow", disk: true, setup: killed(madeDisk, "grow a", "volstore.grow.lengthened"), op: "attach a"},
 		{name: "adopt", stranger: true, op: "adopt a", setup: func(t testing.TB, s *Store, h home.Dir) {
 			if err := os.Mkdir(h.Volume("a"), 0o700); err != nil {
 				t.Fatal(err)

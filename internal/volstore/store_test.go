@@ -442,46 +442,6 @@ func TestPrune(t *testing.T) {
 	}
 }
 
-func TestGrow(t *testing.T) {
-	needMkfs(t)
-	s, _ := newStore(t)
-	ctx := t.Context()
-	mustCreate(t, s, Spec{Name: "d", Kind: KindDisk, SizeMiB: 4})
-	mustCreate(t, s, Spec{Name: "dir"})
-	grown := func(_ context.Context, v *Volume, image *os.File, bytes int64) error {
-		if fi, err := image.Stat(); err != nil || fi.Size() != bytes {
-			t.Errorf("image of %d bytes, want %d, %v", fi.Size(), bytes, err)
-		}
-		return nil
-	}
-	for name, tt := range map[string]struct {
-		volume string
-		size   uint32
-		grow   Grower
-		want   errdefs.Kind
-	}{
-		"directory": {"dir", 8, grown, errdefs.InvalidConfig}, "smaller": {"d", 3, grown, errdefs.InvalidConfig},
-		"without a grower": {"d", 8, nil, errdefs.UnsupportedOperation}, "nobody": {"x", 8, grown, errdefs.VolumeNotFound},
-	} {
-		if _, err := s.Grow(ctx, tt.volume, tt.size, tt.grow); !errdefs.Is(err, tt.want) {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-	if v, err := s.Grow(ctx, "d", 4, nil); err != nil || v.CapacityBytes != 4*mib {
-		t.Errorf("to the present size: %+v, %v", v, err)
-	}
-	if v, err := s.Grow(ctx, "d", 8, grown); err != nil || v.CapacityBytes != 8*mib {
-		t.Errorf("grow: %+v, %v", v, err)
-	}
-	failing := func(context.Context, *Volume, *os.File, int64) error { return errors.New("no") }
-	if _, err := s.Grow(ctx, "d", 16, failing); err == nil {
-		t.Error("a failed grower is no error")
-	}
-	if v, _ := s.Get(ctx, "d"); v.CapacityBytes != 8*mib {
-		t.Errorf("after a failed grow: %d", v.CapacityBytes)
-	}
-}
-
 func TestUsedBytes(t *testing.T) {
 	s, _ := newStore(t)
 	v := mustCreate(t, s, Spec{Name: "a"})
