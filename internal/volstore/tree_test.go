@@ -1,0 +1,136 @@
+package volstore
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/microsandbox-go/microsandbox/internal/home"
+)
+
+func TestUsedBytes(t *testing.T) {
+	s, _ := newStore(t)
+	v := mustCreate(t, s, Spec{Name: "a"})
+	used := func() uint64 {
+		t.Helper()
+		n, err := s.UsedBytes(t.Context(), v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	if n := used(); n != 0 {
+		t.Errorf("empty: %d", n)
+	}
+	at := func(name string) string { return filepath.Join(v.Path, name) }
+	steps := []struct {
+		what string
+		do   func() error
+		more uint64
+	}{
+		{"empty file", func() error { return os.WriteFile(at("e"), nil, 0o600) }, 0},
+		{"one byte", func() error { return os.WriteFile(at("one"), []byte("1"), 0o600) }, 4096},
+		{"4097 bytes", func() error { return os.WriteFile(at("two"), make([]byte, 4097), 0o600) }, 8192},
+		{"hard link", func() error { return os.Link(at("two"), at("three")) }, 0},
+		{"hole", func() error { return errors.Join(os.WriteFile(at("h"), nil, 0o600), os.Truncate(at("h"), 1<<20)) }, 1 << 20},
+		{"short symlink", func() error { return os.Symlink("/etc/passwd", at("l")) }, 0},
+		{"long symlink", func() error { return os.Symlink(strings.Repeat("x", 60), at("m")) }, 4096},
+		{"symlink to a directory outside", func() error { return os.Symlink("/usr", at("out")) }, 0},
+		{"directory", func() error { return os.Mkdir(at("d"), 0o700) }, dirSize(t)},
+	}
+	total := uint64(0)
+	for _, st := range steps {
+		if err := st.do(); err != nil {
+			t.Fatal(err)
+		}
+		total += st.more
+		if n := used(); n != total {
+			t.Errorf("%s: %d, want %d", st.what, n, total)
+			total = n
+		}
+	}
+}
+
+// dirSize is what an empty directory is charged on the file system of the test.
+func dirSize(t *testing.T) uint64 {
+	fi, err := os.Stat(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return roundUp(fi.Size())
+}
+
+func TestRemoveTree(t *testing.T) {
+	dir := t.TempDir()
+	outside := filepath.Join(dir, "outside")
+	if err := os.WriteFile(outside, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tree := filepath.Join(dir, "tree")
+	deep := tree
+	for range 3*maxDepth + 10 {
+		deep = filepath.Join(deep, "deeper")
+	}
+	if err := os.MkdirAll(deep, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 2000 {
+		if err := os.WriteFile(filepath.Join(tree, fmt.Sprint(i)), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(os.Symlink(outside, filepath.Join(deep, "l")), os.Symlink(dir, filepath.Join(tree, "up")), os.Chmod(deep, 0)); err != nil {
+		t.Fatal(err)
+	}
+	calls := 0
+	for ; ; calls++ {
+		err := removeSome(tree, 500)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, errBudget) {
+			t.Fatal(err)
+		}
+	}
+	if calls < 4 {
+		t.Errorf("removed 2200 entries in %d calls of 500", calls+1)
+	}
+	if _, err := os.Lstat(tree); !errors.Is(err, fs.ErrNotExist) {
+		t.Error("tree is left")
+	}
+	if !exists(outside) {
+		t.Error("a symlink was followed")
+	}
+	if err := removeTree(tree); err != nil {
+		t.Errorf("removing nothing: %v", err)
+	}
+}
+
+func TestLargeTreeIsReapedInTheBackground(t *testing.T) {
+	s, h := newStore(t)
+	v := mustCreate(t, s, Spec{Name: "a"})
+	for i := range 3 * reapAtOnce {
+		if err := os.WriteFile(filepath.Join(v.Path, fmt.Sprint(i)), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	called := 0
+	s.SetReaper(func(got home.Dir) error { called++; return nil })
+	if err := s.Remove(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	if left, _ := listNames(h.Trash()); called != 1 || len(left) != 1 {
+		t.Errorf("reaper called %d times, trash %v", called, left)
+	}
+	mustCreate(t, s, Spec{Name: "a"}) // the name is free at once
+	if err := New(h).ReapTrash(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if left, _ := listNames(h.Trash()); len(left) != 0 {
+		t.Errorf("trash %v", left)
+	}
+}
