@@ -9,4 +9,5 @@ go test -count=1 -timeout 6h -run 'TestSwapRace' ./internal/volumefs
 go test -count=1 -timeout 6h -run 'TestMutatedImages' ./internal/diskimg
 go test -count=20 -timeout 6h -run 'TestKilled|TestProcesses|TestThousand|TestRename|TestAttachAgainst' ./internal/volstore
 go test -count=5 -timeout 6h -run 'TestKillMatrix|TestRunKilledAnywhere' .
+MSB_SOAK_CUTS=${MSB_SOAK_CUTS:-10000} go test -count=1 -timeout 6h -run 'TestPowerCut$' ./internal/powercut
 exec scripts/fuzz.sh "${FUZZ:-10m}"
