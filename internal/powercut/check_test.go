@@ -133,7 +133,7 @@ func (w world) text() string {
 // new, and there are no others.
 func (h *inspection) files(when string, v *microsandbox.VolumeHandle, want *volume) {
 	fs := v.FS()
-	found := map[string]bool{}
+	found := map[string]int{}
 	if err := h.walk(fs, "", found); err != nil {
 		h.addf("%s: list files of %s: %v", when, v.Name(), err)
 		return
@@ -149,18 +149,25 @@ func (h *inspection) files(when string, v *microsandbox.VolumeHandle, want *volu
 			h.addf("%s: read %s:%s: %v", when, v.Name(), path, err)
 			continue
 		}
-		if _, ok := h.plan.numberOf(b, f.may); !ok {
+		n, ok := h.plan.numberOf(b, f.may)
+		if !ok {
 			h.addf("%s: %s:%s is %s; it may be of step %v", when, v.Name(), path, h.plan.describe(b), slices.Sorted(maps.Keys(f.may)))
 		}
+		found[path] = n
 	}
 	for path, f := range want.files {
-		if !found[path] && !f.may[0] {
+		if _, ok := found[path]; !ok && !f.may[0] {
 			h.addf("%s: %s:%s is gone; it may be of step %v", when, v.Name(), path, slices.Sorted(maps.Keys(f.may)))
+		}
+	}
+	for _, m := range want.moves {
+		if found[m.paths[0]] != m.content && found[m.paths[1]] != m.content {
+			h.addf("%s: %s: the file of step %d, renamed from %s to %s, is under neither name", when, v.Name(), m.content, m.paths[0], m.paths[1])
 		}
 	}
 }
 
-func (h *inspection) walk(fs *microsandbox.VolumeFs, dir string, found map[string]bool) error {
+func (h *inspection) walk(fs *microsandbox.VolumeFs, dir string, found map[string]int) error {
 	list, err := fs.List(h.ctx, dir)
 	if err != nil {
 		return err
@@ -168,7 +175,7 @@ func (h *inspection) walk(fs *microsandbox.VolumeFs, dir string, found map[strin
 	for _, e := range list {
 		path := strings.TrimPrefix(e.Path, "/")
 		if e.Kind != microsandbox.FsEntryKindDirectory {
-			found[path] = true
+			found[path] = 0
 		} else if err := h.walk(fs, path, found); err != nil {
 			return err
 		}

@@ -17,8 +17,11 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/microsandbox-go/microsandbox/internal/home"
 	"github.com/microsandbox-go/microsandbox/internal/kernel"
+	"github.com/microsandbox-go/microsandbox/internal/storetest"
 	"github.com/microsandbox-go/microsandbox/internal/vmm/qemu"
 	"github.com/microsandbox-go/microsandbox/internal/vmtest"
 )
@@ -102,12 +105,13 @@ type guestConfig struct {
 }
 
 // record boots a guest that carries out a plan and returns what it wrote.
-func record(t *testing.T, dir string, c guestConfig) *recording {
+func record(t *testing.T, c guestConfig) *recording {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		vmtest.Missing(t, "root, to mount disk images")
 	}
 	vmtest.Seed(t)
+	dir := scratch(t)
 	base, disk, log := filepath.Join(dir, "base.img"), filepath.Join(dir, "disk.img"), filepath.Join(dir, "disk.log")
 	makeDisk(t, base)
 	r := &recording{dir: dir}
@@ -139,6 +143,17 @@ func record(t *testing.T, dir string, c guestConfig) *recording {
 		t.Fatal(err)
 	}
 	return r
+}
+
+// scratch returns a directory in memory, or an ordinary one where there is too
+// little: a container has 64 MiB.
+func scratch(t *testing.T) string {
+	t.Helper()
+	var fs unix.Statfs_t
+	if unix.Statfs("/dev/shm", &fs) != nil || fs.Bavail*uint64(fs.Bsize) < 2<<30 {
+		return t.TempDir()
+	}
+	return storetest.Memory(t)
 }
 
 // makeDisk makes the disk a guest begins with: an empty file system whose
@@ -195,7 +210,8 @@ func boot(t *testing.T, dir string, c guestConfig) {
 		"-M", "microvm,x-option-roms=off,isa-serial=on", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1", "-m", "512",
 		"-global", "virtio-mmio.force-legacy=false", "-kernel", image, "-initrd", initrd, "-append", words,
 		"-serial", "file:console", "-monitor", "none",
-		"-blockdev", "driver=blklogwrites,node-name=d0,file.driver=file,file.filename=disk.img,log.driver=file,log.filename=disk.log",
+		"-blockdev", "driver=blklogwrites,node-name=d0,cache.no-flush=off,"+
+			"file.driver=file,file.filename=disk.img,file.cache.no-flush=on,log.driver=file,log.filename=disk.log,log.cache.no-flush=on",
 		"-device", "virtio-blk-device,drive=d0,discard=off,write-zeroes=off")
 	cmd.Dir = dir
 	if out, err := runBound(cmd); err != nil {

@@ -38,6 +38,14 @@ type volume struct {
 	group     string
 	disk      bool
 	files     map[string]*file
+	moves     []move
+}
+
+// move is a rename whose file was durable: it is there under one of its names
+// until something else happens to them.
+type move struct {
+	content int
+	paths   [2]string
 }
 
 // file is a path that has been used. Contents are known by the number of the
@@ -51,6 +59,7 @@ func (w world) clone() world {
 	c := world{map[string]*volume{}, maps.Clone(w.strangers)}
 	for name, v := range w.volumes {
 		v2 := *v
+		v2.moves = slices.Clone(v.moves)
 		v2.files = map[string]*file{}
 		for path, f := range v.files {
 			v2.files[path] = &file{f.latest, maps.Clone(f.may)}
@@ -76,10 +85,29 @@ func (f *file) put(content int, durable bool) {
 	f.latest, f.may[content] = content, true
 }
 
+// touch forgets the moves that a step on a path makes history.
+func (v *volume) touch(path string) {
+	v.moves = slices.DeleteFunc(v.moves, func(m move) bool { return slices.Contains(m.paths[:], path) })
+}
+
+// move is a rename that has returned.
+func (v *volume) move(s step) {
+	from, to := v.at(s.path), v.at(s.pathTo)
+	if len(from.may) == 1 && from.latest != 0 {
+		v.moves = append(v.moves, move{from.latest, [2]string{s.path, s.pathTo}})
+	}
+	to.put(from.latest, s.durable)
+	from.put(0, s.durable)
+}
+
 // after returns the state once a step has been acknowledged.
 func (w world) after(s step) world {
 	w = w.clone()
 	v := w.volumes[s.name]
+	if s.path != "" {
+		v.touch(s.path)
+		v.touch(s.pathTo)
+	}
 	switch s.kind {
 	case "create", "create-disk":
 		w.volumes[s.name] = &volume{made: s.seq, group: groupOf(s), disk: s.kind == "create-disk", files: map[string]*file{}}
@@ -102,8 +130,7 @@ func (w world) after(s step) world {
 	case "copy":
 		v.at(s.pathTo).put(v.at(s.path).latest, s.durable)
 	case "move":
-		v.at(s.pathTo).put(v.at(s.path).latest, s.durable)
-		v.at(s.path).put(0, s.durable)
+		v.move(s)
 	case "delete":
 		v.at(s.path).put(0, false)
 	}
@@ -136,6 +163,7 @@ func (w world) during(s step) []world {
 	}
 	// Files: old or new, each for itself.
 	both := w.clone()
+	both.volumes[s.name].moves = after.volumes[s.name].moves
 	for path, f := range after.volumes[s.name].files {
 		maps.Copy(both.volumes[s.name].at(path).may, f.may)
 	}

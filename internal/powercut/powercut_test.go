@@ -6,8 +6,6 @@ import (
 	"strconv"
 	"testing"
 	"time"
-
-	"github.com/microsandbox-go/microsandbox/internal/storetest"
 )
 
 // TestMain lets this binary be PID 1 of the guest, and the processes that judge.
@@ -63,7 +61,7 @@ func TestPowerCut(t *testing.T) {
 // judgeGuest records one guest and judges all its flushes and n random cuts.
 func judgeGuest(t *testing.T, c guestConfig, n int, all bool) {
 	began := time.Now()
-	r := record(t, storetest.Memory(t), c)
+	r := record(t, c)
 	recorded := time.Since(began)
 	flushes := FlushCuts(r.log)
 	if len(flushes) < flushesWanted {
@@ -101,7 +99,7 @@ func TestPowerCutFindsAMissingSync(t *testing.T) {
 	for name, bug := range plants {
 		t.Run(name, func(t *testing.T) {
 			c := guestConfig{seed: 1, steps: 8, bug: &bug}
-			r := record(t, storetest.Memory(t), c)
+			r := record(t, c)
 			j := job{Seed: c.seed, Steps: c.steps, Stop: 1, Cuts: FlushCuts(r.log)}
 			bad, judged := judgeCuts(t, r, j)
 			if len(bad) == 0 {
