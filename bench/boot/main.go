@@ -22,6 +22,7 @@ import (
 	"regexp"
 	"syscall"
 
+	"github.com/microsandbox-go/microsandbox/bench/machine"
 	"github.com/microsandbox-go/microsandbox/internal/home"
 )
 
@@ -89,7 +90,7 @@ func run(o *options) error {
 	}
 	r.print(os.Stdout)
 	if o.out != "" {
-		return r.write(o.out)
+		return machine.WriteJSON(o.out, r)
 	}
 	return nil
 }

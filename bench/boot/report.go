@@ -2,10 +2,8 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"time"
 
@@ -34,11 +32,6 @@ type report struct {
 	QEMU    string         `json:"qemu"`
 	Rounds  int            `json:"rounds"`
 	Kernels []kernelResult `json:"kernels"`
-}
-
-func median[T int64 | float64 | time.Duration](v []T) T {
-	s := slices.Sorted(slices.Values(v))
-	return s[len(s)/2]
 }
 
 func (r *rowResult) each(f func(sample) time.Duration) []time.Duration {
@@ -73,9 +66,9 @@ func (k *kernelResult) compare(r *rowResult) (c comparison, ok bool) {
 		ratios[i] = float64(b[i]) / float64(a[i])
 	}
 	return comparison{
-		Medians: float64(median(b)) / float64(median(a)),
+		Medians: float64(machine.Median(b)) / float64(machine.Median(a)),
 		Best:    float64(slices.Min(b)) / float64(slices.Min(a)),
-		Paired:  median(ratios),
+		Paired:  machine.Median(ratios),
 	}, true
 }
 
@@ -137,7 +130,7 @@ func (r *rowResult) phases() string {
 		func(s sample) time.Duration { return s.Listen }, func(s sample) time.Duration { return s.Exec },
 		func(s sample) time.Duration { return s.Stop }, func(s sample) time.Duration { return s.Prepare },
 	} {
-		if m := median(r.each(f)); m >= 50*time.Microsecond {
+		if m := machine.Median(r.each(f)); m >= 50*time.Microsecond {
 			line += fmt.Sprintf(" %.3g |", ms(m))
 		} else {
 			line += " |"
@@ -147,21 +140,13 @@ func (r *rowResult) phases() string {
 	for _, s := range r.Samples {
 		pss = append(pss, s.Memory)
 	}
-	return line + fmt.Sprintf(" %.0f |", float64(median(pss))/(1<<20))
+	return line + fmt.Sprintf(" %.0f |", float64(machine.Median(pss))/(1<<20))
 }
 
 func ms(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e6 }
 
 func spread(v []time.Duration) string {
-	return fmt.Sprintf("%.0f (%.0f-%.0f)", ms(median(v)), ms(slices.Min(v)), ms(slices.Max(v)))
-}
-
-func (r *report) write(path string) error {
-	b, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(path, append(b, '\n'), 0o644)
+	return fmt.Sprintf("%.0f (%.0f-%.0f)", ms(machine.Median(v)), ms(slices.Min(v)), ms(slices.Max(v)))
 }
 
 func newReport(ctx context.Context, o *options) (*report, error) {

@@ -3,10 +3,13 @@
 package machine
 
 import (
+	"cmp"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -66,4 +69,16 @@ func load() string {
 	b, _ := os.ReadFile("/proc/loadavg")
 	first, _, _ := strings.Cut(string(b), " ")
 	return first
+}
+
+// Median is the middle value of v, which may not be empty.
+func Median[T cmp.Ordered](v []T) T { return slices.Sorted(slices.Values(v))[len(v)/2] }
+
+// WriteJSON writes all that was measured to a file.
+func WriteJSON(path string, v any) error {
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, append(b, '\n'), 0o644)
 }

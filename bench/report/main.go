@@ -6,8 +6,9 @@
 //	go run ./bench/report -saved     write the tables of the last run again
 //
 // What a benchmark prints above a line <!-- details --> goes to both documents,
-// the rest to docs/performance.md only. Rows that end in "miss" get their
-// reasons from reasons.go.
+// the rest to docs/performance.md only. Rows that miss a bound get their reasons
+// from reasons.go. A benchmark with a chart has that in README instead of its
+// table; it is drawn into docs/NAME.svg.
 package main
 
 import (
@@ -30,16 +31,17 @@ import (
 
 // section is one benchmark and its place in the documents.
 type section struct {
-	name string
-	args []string // of the program, which is bench/NAME
+	name  string
+	args  []string // of the program, which is bench/NAME
+	chart *chart   // that README shows instead of the table, nil: the table
 }
 
 // sections are the benchmarks in the order they run. One that is not in the
 // tree is left out.
 var sections = []section{
-	{"virtiofs", []string{"-rounds", "7"}},
-	{"boot", []string{"-rounds", "10"}},
-	{"volumes", nil},
+	{"virtiofs", []string{"-rounds", "7"}, nil},
+	{"boot", []string{"-rounds", "10"}, nil},
+	{"volumes", nil, volumesChart},
 }
 
 const (
@@ -118,8 +120,15 @@ func (s section) publish(text string) error {
 		rest = "\n" + strings.TrimLeft(rest, "\n")
 	}
 	why := s.missed(text)
-	if err := replace(performance, s.name, short+why+rest); err != nil {
+	if err := replace(performance, s.name, short+rest+why); err != nil {
 		return err
+	}
+	if s.chart != nil {
+		picture, err := s.draw()
+		if err != nil {
+			return err
+		}
+		short, why = picture+"\n"+short, ""
 	}
 	err := replace(readme, s.name, short+why)
 	if errors.Is(err, errNoMarkers) {
@@ -128,31 +137,43 @@ func (s section) publish(text string) error {
 	return err
 }
 
-// missed lists the rows that end in "miss" with their reasons.
+// missed lists the rows that miss a bound with their reasons.
 func (s section) missed(text string) string {
 	var out strings.Builder
 	var seen []string
+	for _, part := range []struct{ title, mark string }{
+		{"Missed, and why:", "| miss |"},
+		{"Moonshots missed, and why:", " missed |"},
+	} {
+		list := s.rowsWith(text, part.mark, &seen)
+		if len(list) > 0 {
+			fmt.Fprintf(&out, "\n%s\n\n%s\n", part.title, strings.Join(list, "\n"))
+		}
+	}
+	return out.String()
+}
+
+// rowsWith lists the rows of tables that hold mark and were not seen before,
+// each with its reason.
+func (s section) rowsWith(text, mark string, seen *[]string) (list []string) {
 	for line := range strings.Lines(text) {
 		cells := strings.Split(strings.TrimSpace(line), "|")
-		if len(cells) < 4 || strings.TrimSpace(cells[len(cells)-2]) != "miss" {
+		if len(cells) < 4 || !strings.Contains(line, mark) {
 			continue
 		}
 		name := strings.TrimSpace(cells[1])
-		if slices.Contains(seen, name) {
+		if slices.Contains(*seen, name) {
 			continue
 		}
-		seen = append(seen, name)
+		*seen = append(*seen, name)
 		reason := reasons[s.name][name]
 		if reason == "" {
 			reason = "not looked into yet."
 			fmt.Fprintf(os.Stderr, "bench/report: %s: %q is missed and reasons.go has no reason\n", s.name, name)
 		}
-		fmt.Fprintf(&out, "- %s: %s\n", name, reason)
+		list = append(list, fmt.Sprintf("- %s: %s", name, reason))
 	}
-	if out.Len() == 0 {
-		return ""
-	}
-	return "\nMissed, and why:\n\n" + out.String()
+	return list
 }
 
 var errNoMarkers = errors.New("no markers")

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/microsandbox-go/microsandbox/bench/machine"
 	"github.com/microsandbox-go/microsandbox/internal/fuseserver"
 	"github.com/microsandbox-go/microsandbox/internal/fusewire"
 	"github.com/microsandbox-go/microsandbox/internal/vhostuser"
@@ -96,8 +97,8 @@ func (b *bench) kicks(r *report) (err error) {
 	}
 	r.Figures = append(r.Figures, figure{
 		Name: "kicks per getattr d1", Must: "≤ 0.5",
-		Value: fmt.Sprintf("%.2f (%.2f-%.2f)", median(per), slices.Min(per), slices.Max(per)),
-		OK:    median(per) <= 0.5 || slices.Min(per) <= 0.5,
+		Value: fmt.Sprintf("%.2f (%.2f-%.2f)", machine.Median(per), slices.Min(per), slices.Max(per)),
+		OK:    machine.Median(per) <= 0.5 || slices.Min(per) <= 0.5,
 	})
 	return nil
 }

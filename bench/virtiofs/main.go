@@ -18,6 +18,8 @@ import (
 	"path/filepath"
 	"regexp"
 	"time"
+
+	"github.com/microsandbox-go/microsandbox/bench/machine"
 )
 
 type options struct {
@@ -82,7 +84,7 @@ func run(o *options) (err error) {
 	}
 	r.print(os.Stdout)
 	if o.out != "" {
-		return r.write(o.out)
+		return machine.WriteJSON(o.out, r)
 	}
 	return nil
 }

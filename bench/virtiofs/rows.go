@@ -1,10 +1,10 @@
 package main
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 
+	"github.com/microsandbox-go/microsandbox/bench/machine"
 	"github.com/microsandbox-go/microsandbox/internal/fusewire"
 )
 
@@ -52,11 +52,6 @@ type result struct {
 	Virt []sample `json:"ours_strict"`
 }
 
-func median[T cmp.Ordered](v []T) T {
-	s := slices.Sorted(slices.Values(v))
-	return s[len(s)/2]
-}
-
 func rates(v []sample) []float64 {
 	var out []float64
 	for _, s := range v {
@@ -75,7 +70,7 @@ func cpus(v []sample) []float64 {
 
 // ratios returns ours/C: of the medians and of the best rounds.
 func ratios(c, ours []float64, best func([]float64) float64) (med, bestRatio float64) {
-	return median(ours) / median(c), best(ours) / best(c)
+	return machine.Median(ours) / machine.Median(c), best(ours) / best(c)
 }
 
 func (r result) rateRatio() (med, best float64) {
@@ -122,7 +117,7 @@ func (r result) speed(v []sample) string {
 	if r.Bytes > 0 {
 		unit = " GB/s"
 	}
-	return fmt.Sprintf("%s%s (%s-%s)", format(median(x)), unit, format(slices.Min(x)), format(slices.Max(x)))
+	return fmt.Sprintf("%s%s (%s-%s)", format(machine.Median(x)), unit, format(slices.Min(x)), format(slices.Max(x)))
 }
 
 func (r result) verdict() string {
@@ -146,7 +141,7 @@ func (r result) line() string {
 	sm, _ := ratios(rates(r.C), rates(r.Virt), slices.Max[[]float64])
 	return fmt.Sprintf("| %s | %s | %s | **%.2f** (%.2f) | %.2f | %.2f / %.2f = %.2f | %s / %s | %s | %s |",
 		r.Name, r.speed(r.C), r.speed(r.Ours), rm, rb, sm,
-		median(cpus(r.C)), median(cpus(r.Ours)), cm,
+		machine.Median(cpus(r.C)), machine.Median(cpus(r.Ours)), cm,
 		p50s(r.C), p50s(r.Ours), r.must(), r.verdict())
 }
 
@@ -155,5 +150,5 @@ func p50s(v []sample) string {
 	for _, s := range v {
 		us = append(us, float64(s.P50.Nanoseconds())/1e3)
 	}
-	return fmt.Sprintf("%.3g", median(us))
+	return fmt.Sprintf("%.3g", machine.Median(us))
 }

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/pprof"
+	"slices"
 	"time"
 )
 
@@ -75,6 +76,39 @@ func calls(o *options, r *report) (err error) {
 	defer stop()
 	for _, row := range rows {
 		if err := measureCalls(o, sides, &row); err != nil {
+			return fmt.Errorf("%s: %w", row.Name, err)
+		}
+		r.add(row)
+	}
+	return nil
+}
+
+// callsAmongMany measures whether creation and removal are as fast in a home
+// with many volumes as in one with a thousand.
+func callsAmongMany(o *options, r *report) (err error) {
+	among := fmt.Sprintf(", among %d", o.many)
+	rows := []row{
+		{Name: "create dir volume" + among, op: "create", n: 100, Unit: "µs", Must: 2.5, Moonshot: 1},
+		{Name: "remove empty volume" + among, op: "remove", n: 100, Unit: "µs", Must: 2.5, Moonshot: 1},
+	}
+	rows = slices.DeleteFunc(rows, func(r row) bool { return !o.rows.MatchString(r.Name) })
+	if len(rows) == 0 {
+		return nil
+	}
+	if err := fillHomes(o); err != nil {
+		return err
+	}
+	p, err := startPeer(o, filepath.Join(o.dir, "many", "peer"))
+	if err != nil {
+		return err
+	}
+	s, err := startOurs(filepath.Join(o.dir, "many", "ours"))
+	if err != nil {
+		return errors.Join(err, p.stop())
+	}
+	defer func() { err = errors.Join(err, s.stop(), p.stop()) }()
+	for _, row := range rows {
+		if err := measureCalls(o, []side{p, s}, &row); err != nil {
 			return fmt.Errorf("%s: %w", row.Name, err)
 		}
 		r.add(row)

@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // program is one side of a row of commands.
@@ -41,14 +44,17 @@ func made(more ...string) func(program, int) error {
 	return func(p program, round int) error { return p.run(volumeCmd("create", more...)(round)) }
 }
 
-func commandRows() []command {
+// mkfs is the command that makes an empty file system of a size.
+func mkfs(size string) func(dir string, round int) []string {
+	return func(dir string, round int) []string {
+		return []string{"/usr/sbin/mkfs.ext4", "-F", "-q", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", filepath.Join(dir, name(round)), size}
+	}
+}
+
+func (o *options) commandRows() []command {
+	many := fmt.Sprint(o.many)
 	ms := func(name string, must, moon float64) row {
 		return row{Name: name, Unit: "ms", Must: must, Moonshot: moon}
-	}
-	mkfs := func(size string) func(string, int) []string {
-		return func(dir string, round int) []string {
-			return []string{"/usr/sbin/mkfs.ext4", "-F", "-q", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", filepath.Join(dir, name(round)), size}
-		}
 	}
 	return []command{
 		{row: ms("msb --version", 0.7, 0.45), argv: fixed("--version"), floor: func(string, int) []string { return []string{"/bin/true"} }},
@@ -58,9 +64,9 @@ func commandRows() []command {
 		{row: ms("volume create --kind disk, 1 GiB (ours durable)", 0.5, 0.3), argv: volumeCmd("create", "--kind", "disk", "--size", "1G"), floor: mkfs("1G")},
 		{row: ms("volume create --kind disk, 100 GiB (ours durable)", 0.3, 0.12), argv: volumeCmd("create", "--kind", "disk", "--size", "100G"), floor: mkfs("100G"), rounds: 10},
 		{row: ms("volume ls, none", 0.4, 0.27), home: "empty", argv: fixed("volume", "ls")},
-		{row: ms("volume ls, 10 000", 0.4, 0.25), home: "many", argv: fixed("volume", "ls")},
-		{row: ms("volume ls --format json, 10 000", 0.4, 0.25), home: "many", argv: fixed("volume", "ls", "--format", "json")},
-		{row: ms("volume inspect, of 10 000", 0.4, 0.33), home: "many", argv: fixed("volume", "inspect", "v77")},
+		{row: ms("volume ls, "+many, 0.4, 0.25), home: "many", argv: fixed("volume", "ls")},
+		{row: ms("volume ls --format json, "+many, 0.4, 0.25), home: "many", argv: fixed("volume", "ls", "--format", "json")},
+		{row: ms("volume inspect, of "+many, 0.4, 0.33), home: "many", argv: fixed("volume", "inspect", "v77")},
 		{row: ms("volume rm, empty (ours durable)", 0.5, 0.28), argv: volumeCmd("rm"), prepare: made()},
 		{row: ms("volume rm, disk of 1 GiB", 0.5, 0), argv: volumeCmd("rm"), prepare: made("--kind", "disk", "--size", "1G"), rounds: 10},
 		{row: ms("volume rm, 10 000 files", 1, 0.1), argv: volumeCmd("rm"), rounds: 7, prepare: func(p program, round int) error {
@@ -74,13 +80,11 @@ func commandRows() []command {
 
 // commands measures the rows of commands, rounds of all sides in turns.
 func commands(o *options, r *report) error {
-	filled := false
-	for _, c := range commandRows() {
+	for _, c := range o.commandRows() {
 		if !o.rows.MatchString(c.Name) {
 			continue
 		}
-		if c.home == "many" && !filled {
-			filled = true
+		if c.home == "many" {
 			if err := fillHomes(o); err != nil {
 				return err
 			}
@@ -93,16 +97,19 @@ func commands(o *options, r *report) error {
 	return nil
 }
 
-// fillHomes makes 10 000 volumes on both sides.
+// fillHomes makes many volumes on both sides, once.
 func fillHomes(o *options) error {
+	if _, err := os.Stat(filepath.Join(o.dir, "many")); err == nil {
+		return nil
+	}
 	p, err := startPeer(o, filepath.Join(o.dir, "many", "peer"))
 	if err != nil {
 		return err
 	}
-	_, err = p.play("fill volumes", 10000)
+	_, err = p.play("fill volumes", o.many)
 	s, err2 := startOurs(filepath.Join(o.dir, "many", "ours"))
 	if err2 == nil {
-		_, err2 = s.play("fill volumes", 10000)
+		_, err2 = s.play("fill volumes", o.many)
 		err2 = errors.Join(err2, s.stop())
 	}
 	return errors.Join(err, err2, p.stop())
@@ -179,6 +186,57 @@ func (p program) command(argv []string) *exec.Cmd {
 func (p program) run(argv []string) error {
 	_, err := timed(p.command(argv))
 	return err
+}
+
+// allocated is what the image of a new disk volume takes on the host.
+func allocated(o *options, r *report) error {
+	c := row{Name: "image of 100 GiB, allocated", Unit: "MiB", Must: 1, Moonshot: 0.12}
+	if !o.rows.MatchString(c.Name) {
+		return nil
+	}
+	const volume = "image"
+	for name, to := range map[string]*[]float64{"peer": &c.Peer, "ours": &c.Ours, "floor": &c.Floor} {
+		p := program{msb: peerMsb(o.peer), home: filepath.Join(o.dir, "allocated", name)}
+		if name == "ours" {
+			p.msb = o.msb
+		}
+		argv := []string{"volume", "create", "-q", "--kind", "disk", "--size", "100G", volume}
+		cmd := p.command(argv)
+		at := filepath.Join(p.home, "volumes", volume)
+		if name == "floor" {
+			if err := os.MkdirAll(at, 0o700); err != nil {
+				return err
+			}
+			argv := mkfs("100G")(at, 0)
+			cmd = exec.Command(argv[0], argv[1:]...)
+		}
+		if _, err := timed(cmd); err != nil {
+			return err
+		}
+		size, err := blocksBelow(at)
+		if err != nil {
+			return err
+		}
+		*to = append(*to, float64(size)/(1<<20))
+	}
+	r.add(c)
+	return nil
+}
+
+// blocksBelow sums what the files of a directory take, in bytes.
+func blocksBelow(dir string) (sum int64, err error) {
+	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		var st unix.Stat_t
+		if err == nil && d.Type().IsRegular() {
+			err = unix.Lstat(path, &st)
+			sum += st.Blocks * 512
+		}
+		return err
+	})
+	if err == nil && sum == 0 {
+		err = fmt.Errorf("%s holds no image", dir)
+	}
+	return sum, err
 }
 
 // settle waits until nothing works in the background any more.

@@ -10,7 +10,6 @@
 package main
 
 import (
-	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -18,6 +17,8 @@ import (
 	"path/filepath"
 	"regexp"
 	"time"
+
+	"github.com/microsandbox-go/microsandbox/bench/machine"
 )
 
 type options struct {
@@ -30,6 +31,7 @@ type options struct {
 	msb     string
 	profile string
 	budget  time.Duration
+	many    int
 }
 
 func main() {
@@ -41,6 +43,7 @@ func main() {
 	flag.StringVar(&o.peer, "peer", "build/peer", "where the peer is, or is to be, installed")
 	flag.StringVar(&o.msb, "msb", "", "our command, instead of building it")
 	flag.DurationVar(&o.budget, "budget", 8*time.Second, "a row that takes longer gets fewer rounds, but at least five")
+	flag.IntVar(&o.many, "many", 10000, "volumes in the homes with many")
 	flag.StringVar(&o.profile, "cpuprofile", "", "write a CPU profile of our calls")
 	flag.Parse()
 	var err error
@@ -84,12 +87,14 @@ func run(o *options) (err error) {
 		}
 	}
 	r := newReport(o)
-	if err := errors.Join(commands(o, r), calls(o, r)); err != nil {
-		return err
+	for _, part := range []func(*options, *report) error{commands, allocated, calls, callsAmongMany} {
+		if err := part(o, r); err != nil {
+			return err
+		}
 	}
 	r.print(os.Stdout)
 	if o.out != "" {
-		return r.write(o.out)
+		return machine.WriteJSON(o.out, r)
 	}
 	return nil
 }

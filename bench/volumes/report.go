@@ -1,25 +1,21 @@
 package main
 
 import (
-	"cmp"
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
-	"runtime"
 	"slices"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/microsandbox-go/microsandbox/bench/machine"
 )
 
-// row is one thing measured on all sides. Values are milliseconds or
-// microseconds a call, or MiB/s.
+// row is one thing measured on all sides.
 type row struct {
 	Name     string    `json:"name"`
-	Unit     string    `json:"unit"`
+	Unit     string    `json:"unit"`     // ms or µs a call, MiB/s, or MiB kept
 	Must     float64   `json:"must"`     // ratio ours to peer; 0: none
 	Moonshot float64   `json:"moonshot"` // the same
 	Peer     []float64 `json:"peer"`
@@ -53,7 +49,7 @@ func (r *row) best(v []float64) float64 {
 }
 
 func (r *row) ratios() (med, best float64) {
-	return median(r.Ours) / median(r.Peer), r.best(r.Ours) / r.best(r.Peer)
+	return machine.Median(r.Ours) / machine.Median(r.Peer), r.best(r.Ours) / r.best(r.Peer)
 }
 
 // meets tells whether the medians or the best rounds keep a bound: a row misses
@@ -80,14 +76,17 @@ func (r *row) speed(v []float64) string {
 	if len(v) == 0 {
 		return "-"
 	}
-	return fmt.Sprintf("%.3g (%.3g-%.3g)", median(v), slices.Min(v), slices.Max(v))
+	return fmt.Sprintf("%.3g (%.3g-%.3g)", machine.Median(v), slices.Min(v), slices.Max(v))
 }
 
 func (r *row) line() string {
 	med, best := r.ratios()
 	moon := r.bound(r.Moonshot)
-	if r.Moonshot != 0 && r.meets(r.Moonshot) {
+	switch {
+	case r.Moonshot != 0 && r.meets(r.Moonshot):
 		moon += " reached"
+	case r.Moonshot != 0:
+		moon += " missed"
 	}
 	verdict := "ok"
 	switch {
@@ -102,46 +101,21 @@ func (r *row) line() string {
 
 // report is everything measured in one run.
 type report struct {
-	Command string    `json:"command"`
-	Commit  string    `json:"commit"`
-	Kernel  string    `json:"kernel"`
-	CPU     string    `json:"cpu"`
-	CPUs    int       `json:"cpus"`
-	Go      string    `json:"go"`
-	Node    string    `json:"node"`
-	Peer    string    `json:"peer"`
-	Rounds  int       `json:"rounds"`
-	Batches int       `json:"batches"`
-	When    time.Time `json:"when"`
-	Rows    []row     `json:"rows"`
+	machine.Info
+	Node    string `json:"node"`
+	Peer    string `json:"peer"`
+	Rounds  int    `json:"rounds"`
+	Batches int    `json:"batches"`
+	Rows    []row  `json:"rows"`
 }
 
 func newReport(o *options) *report {
-	var u unix.Utsname
-	_ = unix.Uname(&u)
-	said := func(name string, args ...string) string {
-		out, _ := exec.Command(name, args...).Output()
-		return strings.TrimSpace(string(out))
-	}
+	node, _ := exec.Command("node", "--version").Output()
 	return &report{
-		Command: "go run ./bench/volumes", Commit: said("git", "rev-parse", "--short", "HEAD"),
-		Kernel: unix.ByteSliceToString(u.Release[:]), CPU: cpuModel(), CPUs: runtime.NumCPU(), Go: runtime.Version(),
-		Node: said("node", "--version"), Peer: peerPackage,
-		Rounds: o.rounds, Batches: o.batches, When: time.Now().UTC().Truncate(time.Second),
+		Info: machine.Describe("go run ./bench/volumes"), Node: strings.TrimSpace(string(node)), Peer: peerPackage,
+		Rounds: o.rounds, Batches: o.batches,
 	}
 }
-
-func cpuModel() string {
-	b, _ := os.ReadFile("/proc/cpuinfo")
-	for line := range strings.Lines(string(b)) {
-		if k, v, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(k) == "model name" {
-			return strings.TrimSpace(v)
-		}
-	}
-	return runtime.GOARCH
-}
-
-func median[T cmp.Ordered](v []T) T { return slices.Sorted(slices.Values(v))[len(v)/2] }
 
 func (r *report) add(x row) {
 	r.Rows = append(r.Rows, x)
@@ -150,8 +124,7 @@ func (r *report) add(x row) {
 
 // print writes the markdown table.
 func (r *report) print(w io.Writer) {
-	fmt.Fprintf(w, "`%s`, commit %s, %d x %s, Linux %s, %s, Node %s, peer %s\n\n",
-		r.Command, r.Commit, r.CPUs, r.CPU, r.Kernel, r.Go, r.Node, r.Peer)
+	fmt.Fprintf(w, "%v, Node %s, peer %s\n<!-- details -->\n", r.Info, r.Node, r.Peer)
 	fmt.Fprintf(w, "Medians of up to %d alternating rounds (commands, ms from start to exit) or %d alternating batches (calls), spread in brackets. ", r.Rounds, r.Batches)
 	fmt.Fprint(w, "Ratio: ours to the peer, of medians and of best rounds; a row is missed when both miss. ")
 	fmt.Fprint(w, "Floor: mkfs.ext4, /bin/true, or plain os calls, which are neither atomic nor durable nor contained. The peer syncs nothing; ours syncs where it says durable.\n\n")
@@ -160,12 +133,4 @@ func (r *report) print(w io.Writer) {
 	for i := range r.Rows {
 		fmt.Fprintln(w, r.Rows[i].line())
 	}
-}
-
-func (r *report) write(path string) error {
-	b, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(path, append(b, '\n'), 0o644)
 }
