@@ -160,6 +160,10 @@ func run(ctx context.Context, tool string, args []string) error {
 	if ctx.Err() != nil {
 		return errdefs.Wrap(errdefs.Cancelled, ctx.Err(), "format the disk")
 	}
+	if strings.Contains(stderr.String(), "No space left on device") {
+		err = unix.ENOSPC // the tool's message says less, and says it in other words
+		return errdefs.Wrap(errdefs.IO, err, "%s", tool)
+	}
 	return errdefs.Wrap(errdefs.IO, err, "%s: %s", tool, lastLine(stderr.String()))
 }
 

@@ -12,6 +12,8 @@ import (
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 )
 
+const hintNoRoom = "free some space, for example with: msb volume rm NAME"
+
 // wrap turns an error of the file system into the error of this package: which
 // operation on which volume. Typed errors pass; they learn the operation.
 func (s *Store) wrap(op, name string, err error) error {
@@ -22,6 +24,9 @@ func (s *Store) wrap(op, name string, err error) error {
 	if !errors.As(err, &typed) {
 		typed = s.classify(op, name, err)
 		err = typed
+	}
+	if typed.Hint == "" && noRoom(err) {
+		typed.Hint = hintNoRoom
 	}
 	if typed.Op == "" {
 		typed.Op, typed.Volume = op, name
@@ -34,9 +39,8 @@ func (s *Store) classify(op, name string, err error) *errdefs.Error {
 	switch {
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return errdefs.Wrap(errdefs.Cancelled, err, "%s", what)
-	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
-		return errdefs.Wrap(errdefs.IO, err, "%s: no space left in %s", what, s.home).
-			WithHint("free some space, for example with: msb volume rm NAME")
+	case noRoom(err):
+		return errdefs.Wrap(errdefs.IO, err, "%s: no space left in %s", what, s.home)
 	case errors.Is(err, unix.EROFS), errors.Is(err, fs.ErrPermission):
 		return errdefs.Wrap(errdefs.IO, err, "%s: the home %s is not writable", what, s.home).
 			WithHint("set MSB_HOME to a directory that you may write to")

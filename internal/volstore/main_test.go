@@ -96,6 +96,23 @@ func runOp(s *Store, op []string) (err error) {
 			_, _ = os.Stdin.Read(make([]byte, 1))
 			err = a.Close()
 		}
+	case "label-back":
+		_, err = s.EditLabels(ctx, mustID(s, arg(1)), map[string]string{"only": arg(1)}, []string{"new"})
+	case "get":
+		_, err = s.Get(ctx, arg(1))
+	case "ls-names":
+		var all []*Volume
+		all, err = s.List(ctx, Filter{})
+		for _, v := range all {
+			fmt.Println(v.Name)
+		}
+	case "seed": // seed COUNT
+		n, _ := strconv.Atoi(arg(1))
+		err = seedSmall(s, n)
+	case "check":
+		err = checkSmall(s)
+	case "eat": // eat FILE
+		err = eat(arg(1))
 	case "ls":
 		_, err = s.List(ctx, Filter{})
 	default:
@@ -105,6 +122,15 @@ func runOp(s *Store, op []string) (err error) {
 		return err
 	}
 	return s.Close()
+}
+
+// mustID is the id of a volume, "" if there is none.
+func mustID(s *Store, name string) string {
+	v, err := s.Get(context.Background(), name)
+	if err != nil {
+		return ""
+	}
+	return v.ID
 }
 
 func newStore(t testing.TB) (*Store, home.Dir) {

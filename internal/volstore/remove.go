@@ -240,7 +240,7 @@ func (s *Store) clearName(id, name string, data records.Identity) (moved bool, e
 	return moved, err
 }
 
-// noRoom tells whether a rename failed for want of space for the new name.
+// noRoom tells whether something failed for want of space.
 func noRoom(err error) bool {
 	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
 }

@@ -236,11 +236,17 @@ func (s *Store) ensureState(r *records.Volume) (mended bool, err error) {
 		}
 	}
 	want := encodeNote(r)
-	have, err := os.ReadFile(filepath.Join(dir, noteName))
-	if err == nil && string(have) == string(want) {
+	have, stale := os.ReadFile(filepath.Join(dir, noteName))
+	if stale == nil && string(have) == string(want) {
 		return mended, nil
 	}
-	return true, s.writeNote(r)
+	if err := s.writeNote(r); err != nil {
+		if stale == nil && noRoom(err) {
+			return mended, nil // an old note keeps nobody from anything; a later command writes it
+		}
+		return true, err
+	}
+	return true, nil
 }
 
 // writeNote replaces volume.json of a published volume.
@@ -250,10 +256,14 @@ func (s *Store) writeNote(r *records.Volume) error {
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err := writeNew(tmp, encodeNote(r), true); err != nil {
-		return err
+	err := writeNew(tmp, encodeNote(r), true)
+	if err == nil {
+		err = os.Rename(tmp, path)
 	}
-	return os.Rename(tmp, path)
+	if err != nil {
+		_ = os.Remove(tmp)
+	}
+	return err
 }
 
 func (o *settled) add(f Finding) { o.findings = append(o.findings, f) }
