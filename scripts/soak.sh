@@ -10,4 +10,5 @@ go test -count=1 -timeout 6h -run 'TestMutatedImages' ./internal/diskimg
 go test -count=20 -timeout 6h -run 'TestKilled|TestProcesses|TestThousand|TestRename|TestAttachAgainst' ./internal/volstore
 go test -count=5 -timeout 6h -run 'TestKillMatrix|TestRunKilledAnywhere' .
 MSB_SOAK_CUTS=${MSB_SOAK_CUTS:-10000} go test -count=1 -timeout 6h -run 'TestPowerCut$' ./internal/powercut
+MSB_SOAK_GROW=${MSB_SOAK_GROW:-2000} go test -count=1 -timeout 6h -run 'TestGrow' ./internal/vmm/qemu
 exec scripts/fuzz.sh "${FUZZ:-10m}"
