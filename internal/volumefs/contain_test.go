@@ -186,11 +186,34 @@ func soak(t testing.TB) time.Duration {
 	return d
 }
 
-// racePaths go through "swap", which is a directory at one instant and a link
-// to the outside at the next; "standin" likewise in the guest's form.
+// racePaths are the path forms of reference B-28. Most go through a name that is
+// a directory or a file at one instant and leads outside at the next.
 var racePaths = []string{
 	"swap/secret", "swap/new", "swap/dir/new", "swap", "nested/swap/secret", "nested/swap/dir/deep/new",
-	"through/secret", "standin/secret", "standin/new", "nested/../swap/secret", "file",
+	"through/secret", "standin/secret", "standin/new", "nested/../swap/secret", "absolute/secret",
+	"leaf", "standin-leaf", "dangling", "absolute-dangling", "standin-dangling",
+	"../outside/secret", "nested/../../outside/secret", "nope/../../escaped", "swap/../../outside/secret",
+}
+
+// raceSwap is a name that changes between what is inside and a link, or a
+// stand-in, that leads outside.
+type raceSwap struct {
+	name, target  string
+	dir, standsIn bool
+}
+
+func (v *volume) raceSwaps() []raceSwap {
+	return []raceSwap{
+		{name: "swap", target: "../outside", dir: true},
+		{name: "nested/swap", target: "../../outside", dir: true},
+		{name: "absolute", target: v.outside, dir: true},
+		{name: "standin", target: "../outside", dir: true, standsIn: true},
+		{name: "leaf", target: "../outside/secret"},
+		{name: "dangling", target: "../escaped"},
+		{name: "absolute-dangling", target: filepath.Dir(v.outside) + "/escaped"},
+		{name: "standin-leaf", target: "../outside/secret", standsIn: true},
+		{name: "standin-dangling", target: "../escaped", standsIn: true},
+	}
 }
 
 // TestSwapRace: the tree changes under every operation, as fast as it can.
@@ -199,10 +222,12 @@ func TestSwapRace(t *testing.T) {
 	for name, o := range variants {
 		t.Run(name, func(t *testing.T) {
 			v := newVolumeIn(t, memoryDir(t), o)
+			start := time.Now()
 			stop := v.swapper()
 			attempts, refused := v.attack(attemptsOf(t), soak(t), func(op operation, p string) error { return op.do(v, p) })
 			swaps := stop()
-			t.Logf("%d attempts, %d refused as escapes, %d swaps", attempts, refused, swaps)
+			t.Logf("soak: part=containment resolver=%s attempts=%d cases=%d refused=%d swaps=%d findings=0 seconds=%.0f",
+				name, attempts, len(operations)*len(racePaths), refused, swaps, time.Since(start).Seconds())
 			if refused == 0 || swaps == 0 {
 				t.Errorf("the race was not on: %d refusals, %d swaps", refused, swaps)
 			}
@@ -244,17 +269,13 @@ func (v *volume) restore() {
 	_ = os.Symlink("swap", v.path("through"))
 }
 
-// swapper changes the names in rotation between a directory, a link out and,
-// for "standin", a stand-in link out, until the returned function is called.
+// swapper swaps the names in rotation until the returned function is called.
 func (v *volume) swapper() (stop func() int) {
 	v.restore()
-	swapped := []string{"swap", "nested/swap", "file"}
-	for _, name := range swapped {
-		v.link(strings.Repeat("../", strings.Count(name, "/")+1)+"outside", name+".link")
-		_ = os.MkdirAll(v.path(name), 0o755)
+	swaps := v.raceSwaps()
+	for _, w := range swaps {
+		v.makeBoth(w)
 	}
-	v.standin("standin.link", unix.S_IFLNK|0o777, "../outside")
-	_ = os.MkdirAll(v.path("standin"), 0o755)
 	done, ended := make(chan struct{}), make(chan int)
 	go func() {
 		n := 0
@@ -265,8 +286,8 @@ func (v *volume) swapper() (stop func() int) {
 				return
 			default:
 			}
-			for _, name := range append(swapped, "standin") {
-				n += v.swap(name)
+			for _, w := range swaps {
+				n += v.swap(w)
 			}
 		}
 	}()
@@ -275,23 +296,33 @@ func (v *volume) swapper() (stop func() int) {
 	return stop
 }
 
-func (v *volume) swap(name string) int {
-	a, b := v.path(name), v.path(name+".link")
+func (v *volume) swap(w raceSwap) int {
+	a, b := v.path(w.name), v.path(w.name+".link")
 	if unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE) == nil {
 		return 1
 	}
-	// An operation took one of the two: make what is missing.
-	_ = os.Mkdir(a, 0o755)
-	if name == "standin" {
-		if _, err := os.Lstat(b); err != nil {
-			ov := overlay{set: true, mode: unix.S_IFLNK | 0o777}
-			_ = os.WriteFile(b, []byte("../outside"), 0o600)
-			_ = unix.Setxattr(b, overlayXattr, ov.encode(), 0)
-		}
-		return 0
-	}
-	_ = os.Symlink(strings.Repeat("../", strings.Count(name, "/")+1)+"outside", b)
+	v.makeBoth(w) // an operation took one of the two
 	return 0
+}
+
+// makeBoth makes what is missing of a swap's two names.
+func (v *volume) makeBoth(w raceSwap) {
+	inside, out := v.path(w.name), v.path(w.name+".link")
+	if w.dir {
+		_ = os.Mkdir(inside, 0o755)
+	} else if _, err := os.Lstat(inside); err != nil {
+		_ = os.WriteFile(inside, []byte("ours"), 0o644)
+	}
+	if _, err := os.Lstat(out); err == nil {
+		return
+	}
+	if !w.standsIn {
+		_ = os.Symlink(w.target, out)
+		return
+	}
+	ov := overlay{set: true, mode: unix.S_IFLNK | 0o777}
+	_ = os.WriteFile(out, []byte(w.target), 0o600)
+	_ = unix.Setxattr(out, overlayXattr, ov.encode(), 0)
 }
 
 // TestSwapRaceCatchesNaive: the same attack on the obvious implementation,
