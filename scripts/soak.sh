@@ -1,14 +1,43 @@
 #!/bin/bash
-# The long runs: races and hostile images at full length, then every fuzz target.
-# usage: soak.sh   (hours; MSB_SOAK and FUZZ set the lengths)
+# The long runs: kills, power cuts, races and hostile images at full length, then
+# every fuzz target. Each part ends with lines "soak: part=... findings=...";
+# all of them are in build/soak.txt at the end. The first finding ends the run.
+# usage: soak.sh [PART...]   (hours; the variables below set the lengths)
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export MSB_SOAK=${MSB_SOAK:-10m} MSB_SOAK_IMAGES=${MSB_SOAK_IMAGES:-100000}
 export MSB_TEST_SEED=$PWD/build/home MSB_TEST_MSB=$PWD/bin/msb
-go test -count=1 -timeout 6h -run 'TestSwapRace' ./internal/volumefs
-go test -count=1 -timeout 6h -run 'TestMutatedImages' ./internal/diskimg
-go test -count=20 -timeout 6h -run 'TestKilled|TestProcesses|TestThousand|TestRename|TestAttachAgainst' ./internal/volstore
-go test -count=5 -timeout 6h -run 'TestKillMatrix|TestRunKilledAnywhere' .
-MSB_SOAK_CUTS=${MSB_SOAK_CUTS:-10000} go test -count=1 -timeout 6h -run 'TestPowerCut$' ./internal/powercut
-MSB_SOAK_GROW=${MSB_SOAK_GROW:-2000} go test -count=1 -timeout 6h -run 'TestGrow' ./internal/vmm/qemu
-exec scripts/fuzz.sh "${FUZZ:-10m}"
+export MSB_SOAK=${MSB_SOAK:-10m} MSB_SOAK_KILLS=${MSB_SOAK_KILLS:-10000} MSB_SOAK_IMAGES=${MSB_SOAK_IMAGES:-100000}
+export MSB_SOAK_CUTS=${MSB_SOAK_CUTS:-10000} MSB_SOAK_GROW=${MSB_SOAK_GROW:-2000}
+parts=" ${*:-kills containment images races guests cuts grow fuzz} "
+mkdir -p build
+results=$PWD/build/soak.txt log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+: >"$results"
+
+# part NAME TIMES PACKAGE TESTS: runs tests so many times and keeps their figures.
+part() {
+	[[ $parts == *" $1 "* ]] || return 0
+	local start=$SECONDS
+	echo "== $1"
+	if ! go test -v -count="$2" -timeout 12h -run "$4" "$3" >"$log" 2>&1; then
+		grep -v '^ *=== ' "$log" | tail -100
+		echo "soak: part=$1 failed"
+		exit 1
+	fi
+	if ! grep -o 'soak: part=.*' "$log"; then
+		echo "soak: part=$1 tests=$(grep -c '^--- PASS' "$log") findings=0 seconds=$((SECONDS - start))"
+	fi | tee -a "$results"
+}
+
+part kills 1 ./internal/volstore '^TestKilledAnywhere$'
+part containment 1 ./internal/volumefs '^TestSwapRace$'
+part images 1 ./internal/diskimg '^TestMutatedImages$'
+part races 20 ./internal/volstore '^(TestKilledAt|TestKilledBefore|TestProcesses|TestThousand|TestRenameAgainst|TestAttachAgainst)'
+part guests 5 . '^(TestKillMatrix|TestRunKilledAnywhere)'
+part cuts 1 ./internal/powercut '^TestPowerCut$'
+part grow 1 ./internal/vmm/qemu '^TestGrow'
+if [[ $parts == *" fuzz "* ]]; then
+	scripts/fuzz.sh "${FUZZ:-10m}" | tee -a "$results"
+fi
+echo "== figures"
+cat "$results"

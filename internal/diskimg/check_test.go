@@ -222,6 +222,7 @@ func TestMutatedImages(t *testing.T) {
 		bases = append(bases, b)
 	}
 	limits := Limits{CPU: 10 * time.Second, Wall: 20 * time.Second, Memory: 256 * mib}
+	start := time.Now()
 	var next, mended, refused, limited atomic.Int64
 	var wg sync.WaitGroup
 	for range runtime.NumCPU() {
@@ -254,7 +255,8 @@ func TestMutatedImages(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	t.Logf("%d mended or sound, %d refused, %d stopped by a limit or a crash", mended.Load(), refused.Load(), limited.Load())
+	t.Logf("soak: part=images images=%d mended_or_sound=%d refused=%d stopped_by_a_limit=%d findings=0 seconds=%.0f",
+		count, mended.Load(), refused.Load(), limited.Load(), time.Since(start).Seconds())
 	if count >= normalMutants && (mended.Load() == 0 || refused.Load() == 0) {
 		t.Error("the mutations are too weak or too strong")
 	}
