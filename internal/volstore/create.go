@@ -179,10 +179,8 @@ func (st *staging) seal() error {
 			return err
 		}
 	}
-	if err := writeNew(filepath.Join(st.path, noteName), encodeNote(&st.record), true); err != nil {
-		return err
-	}
-	return errors.Join(st.file.Sync(), syncDir(st.s.home.Staging()))
+	syncStagings := func() error { return syncDir(st.s.home.Staging()) }
+	return writeNew(filepath.Join(st.path, noteName), encodeNote(&st.record), true, st.file.Sync, syncStagings)
 }
 
 // drop removes what publish did not take, and unlocks. The note goes first: a

@@ -22,6 +22,23 @@
 // goes to .trash/ID/data, the name is free, and the tree is deleted: a small one
 // at once, a large one in the background.
 //
+// # What is synced, and why
+//
+// Creating waits for the disk three times. A disk volume's image and its
+// directory come first.
+//
+//   - volume.json, .staging/ID and .staging, at the same time: a name that a power
+//     cut leaves in volumes/ must find its note, or it would be a stranger's.
+//   - volumes/, after the rename: a record must not be there without its data.
+//   - the commit: SQLite's journal, its directory, the journal's header, the
+//     database, the header's end (five syncs, in that order).
+//
+// The rename to .state/ID is not synced: as long as it is not durable, .staging/ID
+// is, and the next mutating call renames it. Removing waits for its commit only:
+// while the tombstone stands, the next mutating call moves what is not in the
+// trash, syncs volumes/ and .trash, at the same time, and forgets the tombstone
+// in its own commit.
+//
 // # Recovery
 //
 // There is no repair command to run first. Every mutating call, once it has its

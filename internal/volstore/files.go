@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -74,8 +75,8 @@ func readNote(path string) (*records.Volume, error) {
 }
 
 // writeNew writes a file that must not exist yet; synced says whether its
-// content must survive a power cut.
-func writeNew(path string, data []byte, synced bool) error {
+// content must survive a power cut. The other syncs are done with its own.
+func writeNew(path string, data []byte, synced bool, others ...func() error) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
@@ -84,7 +85,9 @@ func writeNew(path string, data []byte, synced bool) error {
 		_, err = f.Write(data)
 	}
 	if err == nil && synced {
+		wait := begin(others...)
 		err = f.Sync()
+		err = errors.Join(err, wait())
 	}
 	return errors.Join(err, f.Close())
 }
@@ -104,6 +107,21 @@ func syncDir(path string) error {
 		return err
 	}
 	return errors.Join(f.Sync(), f.Close())
+}
+
+// begin starts syncs that need not come in an order, to be waited for. Syncs at
+// the same time cost hardly more than one: a file system with a journal writes
+// it once for all of them, and the disk flushes its cache once.
+func begin(syncs ...func() error) (wait func() error) {
+	errs := make([]error, len(syncs))
+	var wg sync.WaitGroup
+	for i, f := range syncs {
+		wg.Go(func() { errs[i] = f() })
+	}
+	return func() error {
+		wg.Wait()
+		return errors.Join(errs...)
+	}
 }
 
 // renameNew renames and fails with fs.ErrExist if there is something at to.

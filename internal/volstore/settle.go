@@ -162,7 +162,8 @@ func (s *Store) settleTombstones(ctx context.Context, db *records.DB, lock *name
 			return err
 		}
 	}
-	if err := errors.Join(syncDir(s.home.Volumes()), syncDir(s.home.Trash())); err != nil {
+	wait := begin(func() error { return syncDir(s.home.Trash()) })
+	if err := errors.Join(syncDir(s.home.Volumes()), wait()); err != nil {
 		out.tombstones = nil // they stay until the removal is durable
 	}
 	return pointCleared.Hit()
