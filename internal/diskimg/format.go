@@ -164,7 +164,11 @@ func run(ctx context.Context, tool string, args []string) error {
 		err = unix.ENOSPC // the tool's message says less, and says it in other words
 		return errdefs.Wrap(errdefs.IO, err, "%s", tool)
 	}
-	return errdefs.Wrap(errdefs.IO, err, "%s: %s", tool, lastLine(stderr.String()))
+	said := lastLine(stderr.String())
+	if strings.HasSuffix(strings.ToLower(said), unix.ENOSPC.Error()) {
+		return errdefs.Wrap(errdefs.IO, unix.ENOSPC, "format the disk image")
+	}
+	return errdefs.Wrap(errdefs.IO, err, "format the disk image: %s: %s", tool, said)
 }
 
 func lastLine(s string) string {

@@ -21,7 +21,7 @@ func (s *Store) wrap(op, name string, err error) error {
 		return nil
 	}
 	var typed *errdefs.Error
-	if !errors.As(err, &typed) {
+	if !errors.As(err, &typed) || typed.Op == "" && errors.Is(err, unix.ENOSPC) { // else nobody says which volume
 		typed = s.classify(op, name, err)
 		err = typed
 	}
