@@ -8,6 +8,9 @@
 // on it, so that QEMU, host tools that know these locks, and we exclude each
 // other: one writer or many readers.
 //
+// [Lengthen] makes an image longer; the file system in it grows in a guest that
+// mounts it (package guest).
+//
 // [CheckExt4] makes an image whole again after an unclean end: e2fsck -p, confined
 // and limited, for its input is a guest's.
 //

@@ -7,7 +7,8 @@
 // Life. Main mounts /dev, /proc and /sys, loads modules, opens the port and says
 // hello. The supervisor answers with Boot: the agent puts the root file system
 // together, moves to it, prepares /dev/shm, /tmp and the like, mounts volumes
-// parents first, and says ready. It then serves sessions until it is told to
+// parents first, lets their file systems fill disks that were made longer, and
+// says ready. It then serves sessions until it is told to
 // shut down: programs are ended, file systems unmounted in reverse order,
 // goodbye is said, the machine powers off. Any failure before ready is reported
 // as BootFailed with the step's name, and the machine powers off too.
