@@ -71,7 +71,7 @@ func openPair(base string, o Options) (*FS, func(), error) {
 
 func crashChild(arg string) error {
 	change, base, _ := strings.Cut(arg, ":")
-	f, done, err := openPair(base, Options{})
+	f, done, err := openPair(base, Options{NoUnnamedSync: change == "stream"})
 	if err != nil {
 		return err
 	}

@@ -36,14 +36,15 @@ type Options struct {
 	Scratch *os.File
 	// ScratchAge is how old a name in Scratch must be to be taken for a dead
 	// writer's and removed by New; 0 means a minute. A live writer needs
-	// microseconds; should it have been stopped in between, its rename fails and
+	// milliseconds; should it have been stopped in between, its rename fails and
 	// nothing is acknowledged.
 	ScratchAge time.Duration
 	// Resolver is Auto outside tests.
 	Resolver Resolver
-	// NoUnnamed keeps O_TMPFILE from being used, NoXattrAt getxattrat: for
-	// tests of the ways without them.
-	NoUnnamed, NoXattrAt bool
+	// NoUnnamed keeps O_TMPFILE from being used, NoUnnamedSync such a file from
+	// being synced before it has a name, NoXattrAt getxattrat: for tests of the
+	// ways without them.
+	NoUnnamed, NoUnnamedSync, NoXattrAt bool
 }
 
 // FS is an open volume. It is safe for concurrent use.

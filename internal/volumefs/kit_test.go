@@ -19,7 +19,7 @@ import (
 // variants are the ways an FS can work; every behaviour is tested on all.
 var variants = map[string]Options{
 	"openat2": {},
-	"walk":    {Resolver: Walk},
+	"walk":    {Resolver: Walk, NoUnnamedSync: true},
 	"old":     {Resolver: Walk, NoUnnamed: true, NoXattrAt: true},
 }
 

@@ -14,8 +14,9 @@ import (
 // A new file's content is written to a temporary first. On most file systems
 // that one has no name at all (O_TMPFILE), so that nothing is left when its
 // writer dies; only while an existing file is replaced does it need a name, for
-// the instant between linkat and rename. That name is in the scratch directory,
-// outside the volume, where there is one.
+// the instant between linkat and rename, and where data can be synced under a
+// name only. That name is in the scratch directory, outside the volume, where
+// there is one.
 
 const tempPrefix, tempSuffix = ".msb-", ".tmp"
 
@@ -55,6 +56,34 @@ func (f *FS) newTemp(dir int) (*temp, error) {
 }
 
 func (t *temp) fd() int { return int(t.file.Fd()) }
+
+// sync makes the data durable. Where the file system takes a file without a
+// name for one that nobody will miss, it gets a name before.
+func (t *temp) sync() error {
+	if t.name == "" && !t.syncsUnnamed() {
+		// The long part first: the name is to be there for an instant only.
+		if err := unix.Fdatasync(t.fd()); err != nil {
+			return err
+		}
+		if err := t.giveName(t.dir); err != nil {
+			return err
+		}
+	}
+	return unix.Fdatasync(t.fd())
+}
+
+// syncsUnnamed reports whether fdatasync of a file without a name is known to
+// do what it says. On btrfs it does nothing (fs/btrfs/tree-log.c,
+// btrfs_log_inode_parent), and once the file has its name, an fsync of the
+// directory makes an empty file durable. overlayfs has the ways of whatever is
+// below it.
+func (t *temp) syncsUnnamed() bool {
+	var st unix.Statfs_t
+	if t.fs.opts.NoUnnamedSync || unix.Fstatfs(t.fd(), &st) != nil {
+		return false
+	}
+	return st.Type == unix.EXT4_SUPER_MAGIC || st.Type == unix.XFS_SUPER_MAGIC || st.Type == unix.TMPFS_MAGIC
+}
 
 // place gives the complete, synced file its name in dir, which replaces
 // whatever file has that name. When it fails the file has no name left: dir may

@@ -13,7 +13,7 @@ import (
 
 // Instants of a whole-file write, for the crash tests.
 var (
-	filledPoint  = failpoint.New("volumefs.filled")  // the data is synced, nothing has a name
+	filledPoint  = failpoint.New("volumefs.filled")  // the data is synced, nothing has a name in the volume
 	replacePoint = failpoint.New("volumefs.replace") // the temporary has a name of its own
 	placedPoint  = failpoint.New("volumefs.placed")  // the file has its name
 )
@@ -105,7 +105,7 @@ func (r *replacement) commit(like *metadata, o WriteOptions) error {
 			return err
 		}
 	}
-	if err := unix.Fdatasync(r.tmp.fd()); err != nil {
+	if err := r.tmp.sync(); err != nil {
 		return err
 	}
 	if err := filledPoint.Hit(); err != nil {
