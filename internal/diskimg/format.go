@@ -99,6 +99,11 @@ func mkfsArgs(sizeBytes int64, opt FormatOptions, more string) []string {
 		// small journal lets a transaction be. Beyond the reserve none is needed.
 		extended += fmt.Sprintf(",resize=%d", (16<<30)/blockSize)
 	}
+	if sizeBytes >= 64*mib {
+		// By default the reserve is for a file system 1024 times as large: nearly
+		// all that mkfs.ext4 writes, and of a large image nearly all that it takes.
+		extended += fmt.Sprintf(",resize=%d", max(64<<30, reservedGrowth*sizeBytes)/int64(blockSize))
+	}
 	args := []string{
 		"-q", "-F",
 		"-b", fmt.Sprint(blockSize), "-I", "256", "-i", fmt.Sprint(inodeRatio),
@@ -115,6 +120,10 @@ func mkfsArgs(sizeBytes int64, opt FormatOptions, more string) []string {
 	}
 	return args
 }
+
+// reservedGrowth is how many times its size a large file system can grow before
+// the kernel has to spread the group descriptors (meta_bg), which it does then.
+const reservedGrowth = 8
 
 // journalMiB is a 32nd of the disk, at least ext4's minimum of 1024 blocks, at
 // most 128 MiB.
