@@ -39,3 +39,35 @@ func TestDocsPointAtWhatExists(t *testing.T) {
 		}
 	}
 }
+
+// TestClaimsNameTests demands that every row of the tables in the documents that
+// promise something names a test, and so does every section.
+func TestClaimsNameTests(t *testing.T) {
+	for _, doc := range []string{"../docs/guarantees.md", "../docs/on-disk.md"} {
+		b, err := os.ReadFile(doc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, section := range strings.Split(string(b), "\n## ")[1:] {
+			title, body, _ := strings.Cut(section, "\n")
+			if !docTest.MatchString(body) && title != "Not promised yet" {
+				t.Errorf("%s: the section %q names no test", doc, title)
+			}
+		}
+		rows := 0
+		lines := strings.Split(string(b), "\n")
+		for i, line := range lines {
+			head := i+1 < len(lines) && strings.HasPrefix(lines[i+1], "|--")
+			if !strings.HasPrefix(line, "| ") || head {
+				continue
+			}
+			rows++
+			if !docTest.MatchString(line) && !strings.Contains(line, "the same tests") {
+				t.Errorf("%s: this row names no test: %s", doc, line)
+			}
+		}
+		if rows == 0 {
+			t.Errorf("%s has no table", doc)
+		}
+	}
+}
