@@ -139,7 +139,7 @@ func readConfigFile() (configFile, error) {
 		err = json.Unmarshal(b, &file)
 	}
 	if err != nil {
-		return file, toPublic(errdefs.Wrap(errdefs.InvalidConfig, err, "configuration file %s", path))
+		return file, toPublic(errdefs.Wrap(errdefs.InvalidConfig, err, "configuration file %s", path).WithHint("mend it, or move it away for the local backend"))
 	}
 	return file, nil
 }

@@ -51,7 +51,7 @@ var onlyUses = []struct {
 }{
 	{"internal/errdefs", nil, "a leaf"},
 	{"internal/failpoint", nil, "a leaf"},
-	{"internal/home", nil, "a leaf"},
+	{"internal/home", []string{"internal/errdefs"}, "nearly a leaf"},
 	{"internal/version", nil, "a leaf"},
 	{"internal/fusewire", nil, "wire formats use the standard library only"},
 	{"internal/agentproto", []string{"internal/errdefs"}, "wire formats use the standard library and the CBOR library only"},

@@ -42,8 +42,9 @@ const commandsHead = `# Commands
 Written by ` + "`make docs`" + ` from the commands themselves; a test compares it with them.
 
 Results go to standard output, everything else to standard error: progress, ` + "`msb: error: ...`" + ` and
-` + "`msb: hint: ...`" + `. Progress is drawn only on a terminal; no command prints colours. Names that others
-have chosen are printed with control characters escaped. Files are in ` + "`$MSB_HOME`" + `, by default
+` + "`msb: hint: ...`" + `. Progress is drawn on a terminal; elsewhere
+` + "`msb image pull` and `load`" + ` print a line for each phase, other commands nothing. No command prints
+colours. Names that others have chosen are printed with control characters escaped. Files are in ` + "`$MSB_HOME`" + `, by default
 ` + "`~/.microsandbox`" + `.
 
 | Exit code | Meaning |

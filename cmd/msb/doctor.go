@@ -118,7 +118,10 @@ func diagnose(ctx context.Context, h home.Dir) []diagnosis {
 func homeDiagnosis(h home.Dir) diagnosis {
 	d := diagnosis{Name: "home", Status: statusOK, Required: true, Detail: string(h)}
 	fi, err := os.Stat(string(h))
+	foreign := h.Foreign()
 	switch {
+	case foreign != nil:
+		d.Status, d.Detail, d.Remedy = statusMissing, foreign.Error(), "set "+home.EnvVar+" to a directory of yours"
 	case errors.Is(err, os.ErrNotExist):
 		d.Detail += " (will be made)"
 	case err != nil:

@@ -97,6 +97,9 @@ func newImageSaveCmd() *cobra.Command {
 			if output == "" {
 				return usagef("save: --output PATH is required")
 			}
+			if output == "-" {
+				output, quiet = "/dev/stdout", true
+			}
 			if err := microsandbox.Image.Save(cmd.Context(), refs, output, microsandbox.ImageArchiveFormat(format)); err != nil {
 				return err
 			}
@@ -106,7 +109,7 @@ func newImageSaveCmd() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().StringVarP(&output, "output", "o", "", "archive to write, a `PATH`")
+	cmd.Flags().StringVarP(&output, "output", "o", "", "archive to write, a `PATH`, - for standard output")
 	cmd.Flags().StringVar(&format, "format", string(microsandbox.ImageArchiveOCI), "`FORMAT`: oci; docker is not written yet")
 	_ = cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{"oci", "docker"}, cobra.ShellCompDirectiveNoFileComp))
 	quietFlag(cmd, &quiet, "print nothing")

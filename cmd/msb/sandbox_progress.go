@@ -12,7 +12,7 @@ import (
 )
 
 // launchProgress shows the steps of a launch on stderr: one line that is written
-// over on a terminal, a line for each step that took long elsewhere.
+// over on a terminal, nothing elsewhere.
 type launchProgress struct {
 	w        io.Writer
 	quiet    bool
@@ -28,7 +28,7 @@ func newLaunchProgress(w io.Writer, quiet bool) *launchProgress {
 }
 
 func (p *launchProgress) report(s microsandbox.LaunchProgress) {
-	if p.quiet {
+	if p.quiet || !p.terminal {
 		return
 	}
 	line := s.Step + ": " + s.Message
@@ -36,18 +36,11 @@ func (p *launchProgress) report(s microsandbox.LaunchProgress) {
 	if s.Total > 0 {
 		line += fmt.Sprintf(" %s of %s", formatBytes(uint64(s.Done)), formatBytes(uint64(s.Total)))
 	}
-	if p.terminal {
-		if step == p.last && time.Since(p.shown) < 100*time.Millisecond {
-			return
-		}
-		fmt.Fprintf(p.w, "\r\x1b[K%s", printable(line))
-		p.dirty = true
-	} else if step != p.last && time.Since(p.shown) > 2*time.Second {
-		fmt.Fprintln(p.w, printable(line))
-	} else {
-		p.last = step
+	if step == p.last && time.Since(p.shown) < 100*time.Millisecond {
 		return
 	}
+	fmt.Fprintf(p.w, "\r\x1b[K%s", printable(line))
+	p.dirty = true
 	p.last, p.shown = step, time.Now()
 }
 

@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 )
 
 // EnvVar overrides the place of the data directory.
@@ -34,8 +36,33 @@ func Resolve() (Dir, error) {
 	return Dir(filepath.Join(h, ".microsandbox")), nil
 }
 
-// Ensure makes the home (mode 0700) and its fixed directories.
+// Foreign says why this process must not write in the home: it is the peer's
+// (db/msb.db), or root is in the home of somebody else, where its locks and
+// volumes would be in the owner's way for good. Reading stays possible.
+//
+// Errors: InvalidConfig.
+func (d Dir) Foreign() error {
+	if _, err := os.Lstat(d.PeerDB()); err == nil {
+		return errdefs.New(errdefs.InvalidConfig, "%s is the data directory of another microsandbox (it has db/msb.db)", d).
+			WithHint("set %s to another directory", EnvVar)
+	}
+	fi, err := os.Stat(string(d))
+	if err != nil || os.Geteuid() != 0 {
+		return nil
+	}
+	if st, ok := fi.Sys().(*syscall.Stat_t); ok && st.Uid != 0 {
+		return errdefs.New(errdefs.InvalidConfig, "%s belongs to uid %d: root would leave files that its owner cannot use", d, st.Uid).
+			WithHint("run msb as that user, or set %s to a home of root's", EnvVar)
+	}
+	return nil
+}
+
+// Ensure makes the home (mode 0700) and its fixed directories, unless it is
+// foreign.
 func (d Dir) Ensure() error {
+	if err := d.Foreign(); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(string(d), 0o700); err != nil {
 		return err
 	}
@@ -102,17 +129,22 @@ const maxSocketName = len("/agent.sock")
 const maxSunPath = 108
 
 // Run is the directory of the sockets of a live sandbox. It lies in the home
-// unless that is too long for sun_path; then in $XDG_RUNTIME_DIR, else in
+// unless that is too long for sun_path; then in $XDG_RUNTIME_DIR if that exists, else in
 // /tmp/msb-UID, which EnsureRun makes 0700 and checks the owner of.
 func (d Dir) Run(id string) string {
 	p := d.join("run", id)
 	if len(p)+maxSocketName < maxSunPath {
 		return p
 	}
-	if x := os.Getenv("XDG_RUNTIME_DIR"); x != "" && len(x)+len("/msb/")+len(id)+maxSocketName < maxSunPath {
+	if x := os.Getenv("XDG_RUNTIME_DIR"); x != "" && isDir(x) && len(x)+len("/msb/")+len(id)+maxSocketName < maxSunPath {
 		return filepath.Join(x, "msb", id)
 	}
 	return filepath.Join(fmt.Sprintf("/tmp/msb-%d", os.Getuid()), id)
+}
+
+func isDir(path string) bool {
+	fi, err := os.Stat(path)
+	return err == nil && fi.IsDir()
 }
 
 // EnsureRun makes Run(id) with mode 0700 and returns it. A fallback parent that

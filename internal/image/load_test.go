@@ -2,7 +2,9 @@ package image
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sys/unix"
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 )
@@ -198,5 +201,38 @@ func TestSave(t *testing.T) {
 	wantKind(t, err, errdefs.ImageNotFound)
 	if left, err := os.ReadDir(filepath.Dir(out)); err != nil || len(left) != 1 {
 		t.Errorf("files after a refused save: %v, %v", left, err)
+	}
+}
+
+// TestSaveInto: what is no regular file is written to, never replaced; what a
+// link leads to is replaced, the link is not.
+func TestSaveInto(t *testing.T) {
+	s, ctx, dir := newStore(t), context.Background(), t.TempDir()
+	mustLoad(t, s, "one:v1", makeImage(t, layerTar(t, file("a", "1"))))
+	fifo, target, link, dangling := filepath.Join(dir, "fifo"), filepath.Join(dir, "target"), filepath.Join(dir, "link"), filepath.Join(dir, "dangling")
+	err := errors.Join(unix.Mkfifo(fifo, 0o600), os.WriteFile(target, []byte("old"), 0o600), os.Symlink("target", link), os.Symlink("nowhere", dangling))
+	if err != nil {
+		t.Fatal(err)
+	}
+	piped := make(chan []byte)
+	go func() {
+		b, _ := os.ReadFile(fifo)
+		piped <- b
+	}()
+	if err := errors.Join(s.Save(ctx, []string{"one:v1"}, fifo), s.Save(ctx, []string{"one:v1"}, link)); err != nil {
+		t.Fatal(err)
+	}
+	saved, err := os.ReadFile(target)
+	if err != nil || len(saved) < 1024 || !bytes.Equal(<-piped, saved) {
+		t.Errorf("target has %d bytes, %v", len(saved), err)
+	}
+	if to, err := os.Readlink(link); err != nil || to != "target" {
+		t.Errorf("link leads to %q, %v", to, err)
+	}
+	for _, bad := range []string{dangling, dir} {
+		wantKind(t, s.Save(ctx, []string{"one:v1"}, bad), errdefs.InvalidArgument)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 4 {
+		t.Errorf("files: %v, %v", left, err)
 	}
 }

@@ -6,15 +6,19 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 )
 
-// Save writes images into a tar archive with an OCI layout. The archive is
-// complete or absent.
+// Save writes images into a tar archive with an OCI layout. A regular file is
+// complete or as it was; a pipe or a device is written to.
 //
 // Errors: ImageNotFound, InvalidArgument, IO, Cancelled.
 func (s *Store) Save(ctx context.Context, references []string, out string) error {
@@ -34,20 +38,66 @@ func (s *Store) Save(ctx context.Context, references []string, out string) error
 		return err
 	}
 	defer release()
-	f, err := os.CreateTemp(filepath.Dir(out), ".msb-save-*")
+	err = saveTo(out, func(w io.Writer) error { return s.writeLayout(ctx, w, imgs) })
 	if err != nil {
-		return errdefs.Wrap(errdefs.IO, err, "save %s", out)
-	}
-	defer f.Close()
-	err = s.writeLayout(ctx, f, imgs)
-	if err == nil {
-		err = finish(f, f.Name(), out)
-	}
-	if err != nil {
-		os.Remove(f.Name())
 		return failedAs("save", errdefs.IO, err, out)
 	}
 	return nil
+}
+
+// saveTo writes a regular file at once or not at all, the one that a symbolic
+// link leads to included. Into a pipe or a device it just writes.
+func saveTo(out string, write func(io.Writer) error) error {
+	fi, err := os.Stat(out)
+	switch {
+	case err == nil && fi.IsDir():
+		return errdefs.New(errdefs.InvalidArgument, "save: %s is a directory", out).WithHint("name a file in it")
+	case err == nil && !fi.Mode().IsRegular():
+		f, err := os.OpenFile(out, os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		return errors.Join(write(f), f.Close())
+	case err == nil:
+		if out, err = filepath.EvalSymlinks(out); err != nil {
+			return err
+		}
+	case errors.Is(err, fs.ErrNotExist):
+		if _, err := os.Lstat(out); err == nil {
+			return errdefs.New(errdefs.InvalidArgument, "save: %s is a symbolic link to nothing", out)
+		}
+	default:
+		return err
+	}
+	return replaceFile(out, write)
+}
+
+// replaceFile writes a file without a name where the file system can, so that a
+// kill leaves nothing, and names it when it is complete.
+func replaceFile(out string, write func(io.Writer) error) error {
+	dir := filepath.Dir(out)
+	named, err := os.CreateTemp(dir, ".msb-save-*")
+	if err != nil {
+		return err
+	}
+	name := named.Name()
+	defer os.Remove(name)
+	f := named
+	if fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600); err == nil {
+		named.Close()
+		os.Remove(name)
+		f = os.NewFile(uintptr(fd), name)
+	}
+	defer f.Close()
+	if err := write(f); err != nil {
+		return err
+	}
+	if f != named {
+		if err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f.Fd()), unix.AT_FDCWD, name, unix.AT_SYMLINK_FOLLOW); err != nil {
+			return err
+		}
+	}
+	return finish(f, name, out)
 }
 
 func (s *Store) writeLayout(ctx context.Context, w io.Writer, imgs []*Image) error {

@@ -19,6 +19,7 @@ type Store struct {
 	// digest; nil means none do. Remove and Prune ask it. Set it before use.
 	Users func(digest string) []string
 
+	home   home.Dir
 	dir    string
 	limits limits
 	free   func(dir string) (int64, error) // bytes an ordinary user may still write
@@ -26,7 +27,7 @@ type Store struct {
 
 // New returns the store of a home. It does no I/O.
 func New(h home.Dir) *Store {
-	return &Store{dir: h.Images(), limits: defaultLimits, free: freeBytes}
+	return &Store{home: h, dir: h.Images(), limits: defaultLimits, free: freeBytes}
 }
 
 // digest is "sha256:" and 64 lower-case hexadecimal digits; only parseDigest
@@ -63,6 +64,9 @@ const (
 )
 
 func (s *Store) ensure() error {
+	if err := s.home.Foreign(); err != nil {
+		return err
+	}
 	for _, p := range []string{s.blobDir(), s.rootDir()} {
 		if err := os.MkdirAll(p, 0o700); err != nil {
 			return errdefs.Wrap(errdefs.IO, err, "image store")

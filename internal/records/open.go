@@ -11,8 +11,6 @@ import (
 
 	_ "modernc.org/sqlite" // the driver "sqlite"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	"github.com/microsandbox-go/microsandbox/internal/home"
 )
@@ -40,26 +38,11 @@ const (
 	maxWait       = 30 * time.Second
 )
 
-// checkOwner keeps root out of the home of somebody else: its locks and volumes
-// would be in the owner's way for good. Reading stays possible.
-func checkOwner(h home.Dir) error {
-	var st unix.Stat_t
-	if os.Geteuid() != 0 || unix.Stat(string(h), &st) != nil || st.Uid == 0 {
-		return nil
-	}
-	return errdefs.New(errdefs.InvalidConfig, "%s belongs to uid %d: root would leave files that its owner cannot use", h, st.Uid).
-		WithHint("run msb as that user, or set MSB_HOME to a home of root's")
-}
-
 // Open opens the records of a home for reading and writing. A home without a
 // database gets a complete one; an old schema is migrated, a newer one refused
-// untouched. A home of the peer (db/msb.db) is refused.
+// untouched. A foreign home is refused.
 func Open(ctx context.Context, h home.Dir) (*DB, error) {
-	if _, err := os.Lstat(h.PeerDB()); err == nil {
-		return nil, errdefs.New(errdefs.InvalidConfig, "%s is the data directory of another microsandbox (it has db/msb.db)", h).
-			WithHint("set MSB_HOME to another directory, or take its volumes over with: msb volume adopt --from-peer")
-	}
-	if err := checkOwner(h); err != nil {
+	if err := h.Foreign(); err != nil {
 		return nil, err
 	}
 	if _, err := os.Stat(h.DB()); errors.Is(err, fs.ErrNotExist) {

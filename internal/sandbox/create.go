@@ -158,7 +158,7 @@ func (l *launch) resolveImage(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	user := first(s.User, img.Config.User, "root")
+	user := first(s.User, img.Config.User, "0") // by number: an image need not name it
 	uid, gid, err := img.ResolveUser(user)
 	if err != nil {
 		return err
