@@ -81,7 +81,6 @@ func describe(t *testing.T, path string) string {
 	var b strings.Builder
 	for _, q := range []string{
 		"SELECT type || ' ' || name || ': ' || coalesce(sql, '') FROM sqlite_schema ORDER BY type, name",
-		"SELECT 'goose ' || version_id || ' ' || is_applied FROM goose_db_version ORDER BY id",
 		"PRAGMA user_version", "PRAGMA page_size",
 	} {
 		rows, err := db.Query(q)

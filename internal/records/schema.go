@@ -5,10 +5,8 @@ import (
 	"database/sql"
 	"embed"
 	"fmt"
-	"io/fs"
 	"os"
 
-	"github.com/pressly/goose/v3"
 	"golang.org/x/sys/unix"
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
@@ -19,10 +17,10 @@ import (
 var migrations embed.FS
 
 // schemaVersion is the number of the last migration, kept in SQLite's
-// user_version so that a start needs to read four bytes and not goose's table.
+// user_version: a start reads four bytes.
 const schemaVersion = 1
 
-var migrated = failpoint.New("records.migrated") // schema changed, user_version not yet
+var migrated = failpoint.New("records.migrated") // a migration is complete but not committed
 
 // checkSchema compares the schema with the one that this program knows: equal
 // passes, newer is refused, older is migrated.
@@ -84,25 +82,49 @@ func (d *DB) migrateLocked(ctx context.Context) error {
 	return d.wrap(migrateDB(ctx, d.sql), "migrate the records")
 }
 
-// migrateDB runs the missing migrations. Each is one transaction; a killed run
-// is continued by the next start, because user_version is set last.
+// migrateDB runs the missing migrations, in the order of their file names. Each
+// is one transaction, which its number in user_version is a part of.
 func migrateDB(ctx context.Context, db *sql.DB) error {
-	dir, err := fs.Sub(migrations, "migrations")
+	ctx = context.WithoutCancel(ctx)
+	var have int
+	if err := db.QueryRowContext(ctx, "PRAGMA user_version").Scan(&have); err != nil {
+		return err
+	}
+	files, err := migrations.ReadDir("migrations")
 	if err != nil {
 		return err
 	}
-	p, err := goose.NewProvider(goose.DialectSQLite3, db, dir)
+	for i, f := range files {
+		if i < have {
+			continue
+		}
+		text, err := migrations.ReadFile("migrations/" + f.Name())
+		if err == nil {
+			err = migrate(ctx, db, string(text), i+1)
+		}
+		if err != nil {
+			return fmt.Errorf("migration %s: %w", f.Name(), err)
+		}
+	}
+	return nil
+}
+
+func migrate(ctx context.Context, db *sql.DB, text string, number int) error {
+	tx, err := db.BeginTx(ctx, nil)
 	if err != nil {
 		return err
 	}
-	if _, err := p.Up(context.WithoutCancel(ctx)); err != nil {
+	defer tx.Rollback()
+	if _, err := tx.Exec(text); err != nil {
+		return err
+	}
+	if _, err := tx.Exec(fmt.Sprintf("PRAGMA user_version=%d", number)); err != nil {
 		return err
 	}
 	if err := migrated.Hit(); err != nil {
 		return err
 	}
-	_, err = db.Exec(fmt.Sprintf("PRAGMA user_version=%d", schemaVersion))
-	return err
+	return tx.Commit()
 }
 
 func isReadonly(err error) bool {

@@ -1,4 +1,3 @@
--- +goose Up
 CREATE TABLE volume (
   id TEXT NOT NULL PRIMARY KEY,
   name TEXT NOT NULL UNIQUE,
@@ -37,9 +36,3 @@ CREATE TABLE sandbox (
 );
 CREATE INDEX sandbox_newest ON sandbox (created_ns DESC, id DESC);
 CREATE TABLE reserve (filler TEXT NOT NULL);
-
--- +goose Down
-DROP TABLE reserve;
-DROP TABLE sandbox;
-DROP TABLE tombstone;
-DROP TABLE volume;
