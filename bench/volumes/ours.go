@@ -126,6 +126,7 @@ func (s *ours) files(ctx context.Context, op string, n int) error {
 		"rename":           func() error { return s.renameTwice(ctx) },
 		"list 10k":         func() error { _, err := fs.List(ctx, "listed"); return err },
 		"read stream":      func() error { return s.readStream(ctx) },
+		"read chunks":      func() error { return s.readChunks(ctx) },
 		"write stream 64K": func() error { return s.writeStream(ctx, 64<<10) },
 		"write stream 1M":  func() error { return s.writeStream(ctx, 1<<20) },
 		"read whole":       func() error { _, err := fs.Read(ctx, "large"); return err },
@@ -145,7 +146,24 @@ func (s *ours) renameTwice(ctx context.Context) error {
 	return errors.Join(s.fs.Rename(ctx, "small", "moved"), s.fs.Rename(ctx, "moved", "small"))
 }
 
+// readStream reads as Go programs do, into a buffer of theirs.
 func (s *ours) readStream(ctx context.Context) error {
+	r, err := s.fs.ReadStream(ctx, "large")
+	if err != nil {
+		return err
+	}
+	b := make([]byte, 1<<20)
+	for err == nil {
+		_, err = r.Read(b)
+	}
+	if err == io.EOF {
+		err = nil
+	}
+	return errors.Join(err, r.Close())
+}
+
+// readChunks reads as programs for the peer's SDK do: every chunk is the caller's.
+func (s *ours) readChunks(ctx context.Context) error {
 	r, err := s.fs.ReadStream(ctx, "large")
 	if err != nil {
 		return err
@@ -199,7 +217,7 @@ func (s *plain) play(op string, n int) (time.Duration, error) {
 			if err != nil {
 				return err
 			}
-			b := make([]byte, 64<<10)
+			b := make([]byte, 1<<20)
 			for err == nil {
 				_, err = f.Read(b)
 			}
