@@ -93,6 +93,10 @@ func seeded(t testing.TB, n int) home.Dir {
 	if err := tx.Commit(); err != nil {
 		t.Fatal(err)
 	}
+	if dir, err := os.Open(string(h)); err == nil { // or the first creations wait for what is written here
+		_ = unix.Syncfs(int(dir.Fd()))
+		_ = dir.Close()
+	}
 	if found, err := s.Check(t.Context()); err != nil || len(found) != 0 {
 		t.Fatalf("a seeded home is odd: %d findings, %v", len(found), err)
 	}
