@@ -21,6 +21,8 @@ type DB struct {
 	home home.Dir
 	turn chan struct{} // holds one token; whoever has it uses sql and stmts
 
+	queue changeQueue // of update
+
 	sql    *sql.DB // nil: there is no database, every read is empty
 	stmts  map[string]*sql.Stmt
 	writer bool

@@ -22,17 +22,21 @@ func (d *DB) InsertVolume(ctx context.Context, v *Volume, settled ...string) err
 		return err
 	}
 	return d.insert(ctx, "record the volume "+v.Name, func(q querier) error {
-		_, err := q.exec("INSERT INTO volume ("+volumeColumns+") VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13)",
-			v.ID, v.Name, v.Kind, int64(v.QuotaMiB), v.CapacityBytes, v.DiskFormat, v.DiskFstype, labels,
-			v.CreatedAt.UnixNano(), int64(v.Identity.Dev), int64(v.Identity.Ino), v.Identity.BirthNS, v.MovingFrom)
-		if isUnique(err) {
-			return errdefs.New(errdefs.VolumeAlreadyExists, "volume %q already exists", v.Name)
-		}
-		if err != nil {
+		if err := insertRow(q, v, labels); err != nil {
 			return err
 		}
 		return dropTombstones(q, settled)
 	})
+}
+
+func insertRow(q querier, v *Volume, labels string) error {
+	_, err := q.exec("INSERT INTO volume ("+volumeColumns+") VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13)",
+		v.ID, v.Name, v.Kind, int64(v.QuotaMiB), v.CapacityBytes, v.DiskFormat, v.DiskFstype, labels,
+		v.CreatedAt.UnixNano(), int64(v.Identity.Dev), int64(v.Identity.Ino), v.Identity.BirthNS, v.MovingFrom)
+	if isUnique(err) {
+		return errdefs.New(errdefs.VolumeAlreadyExists, "volume %q already exists", v.Name)
+	}
+	return err
 }
 
 // insert is update for changes that need new pages: it keeps the reserve.
