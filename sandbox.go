@@ -150,8 +150,9 @@ func RemoveSandbox(ctx context.Context, name string) error {
 	if err != nil {
 		return toPublic(err)
 	}
+	err = st.Remove(ctx, name) // first: what is listed can be removed, also if Settle would
 	_ = st.Settle(ctx)
-	return toPublic(st.Remove(ctx, name))
+	return toPublic(err)
 }
 
 // BackendKind returns where the sandbox runs.

@@ -258,9 +258,30 @@ func TestKillMatrix(t *testing.T) {
 		t.Run(name, func(t *testing.T) { row.run(t, h, false) })
 		t.Run(name+", VMM stopped", func(t *testing.T) { row.run(t, h, true) })
 	}
+	t.Run("supervisor that does not answer", func(t *testing.T) { testSilentSupervisor(t, h) })
 	t.Run("creator of a detached sandbox", func(t *testing.T) { testDetachedSurvives(t, h) })
 	mustMSB(t, "rm", "-q", "k")
 	mustMSB(t, "volume", "rm", "-q", "files", "disk")
+}
+
+// testSilentSupervisor: a supervisor that a signal has stopped takes no request;
+// what is to end the sandbox ends it all the same.
+func testSilentSupervisor(t *testing.T, h home.Dir) {
+	for _, args := range [][]string{{"kill", "-q", "k"}, {"stop", "-q", "-t", "1", "k"}} {
+		t.Run(args[0], func(t *testing.T) {
+			mustMSB(t, "start", "-q", "k")
+			l := live(t, h, "k")
+			kill(t, l.SupervisorPID, syscall.SIGSTOP)
+			t.Cleanup(func() { _ = syscall.Kill(l.SupervisorPID, syscall.SIGCONT) })
+			vmtest.Eventually(t, 10*time.Second, "a stopped supervisor", func() bool {
+				b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", l.SupervisorPID))
+				return err == nil && bytes.Contains(b, []byte(") T "))
+			})
+			mustMSB(t, args...)
+			mustBeFree(t, h, "k", "files", "disk")
+			killCase{status: microsandbox.SandboxStatusCrashed, cause: `^supervisor gone$`}.check(t)
+		})
+	}
 }
 
 // creatorEnv makes TestCreatorProcess the creator that is killed.

@@ -50,6 +50,9 @@ func (r *Running) Dial(ctx context.Context) (*agentclient.Conn, error) {
 	var e *errdefs.Error
 	if errors.As(err, &e) {
 		e.Msg = "sandbox \"" + r.cfg.Name + "\": " + e.Msg
+		if errors.Is(err, os.ErrDeadlineExceeded) && e.Hint == "" {
+			_ = e.WithHint("see msb logs %s; msb kill %s ends it", r.cfg.Name, r.cfg.Name)
+		}
 	}
 	return c, err
 }
@@ -154,7 +157,8 @@ func (st *Store) Start(ctx context.Context, name string, o StartOptions) (*Runni
 
 // Stop asks the guest to power off and kills it after grace; with no grace it
 // is killed at once. It returns when the sandbox is gone and every lock of it
-// is free. Errors: SandboxNotFound, SandboxNotRunning.
+// is free. A supervisor that does not answer is killed after grace, and the
+// sandbox has crashed then. Errors: SandboxNotFound, SandboxNotRunning.
 func (st *Store) Stop(ctx context.Context, name string, grace time.Duration) error {
 	i, err := st.Get(ctx, name)
 	if err != nil {
@@ -163,13 +167,45 @@ func (st *Store) Stop(ctx context.Context, name string, grace time.Duration) err
 	if i.Status != supervisor.StatusRunning && i.Status != supervisor.StatusDraining {
 		return notRunning(i)
 	}
-	if err := supervisor.RequestStop(ctx, st.h, i.ID, grace); err != nil {
+	err = supervisor.RequestStop(ctx, st.h, i.ID, grace)
+	if errors.Is(err, supervisor.ErrSilent) && ctx.Err() == nil {
+		return st.killSilent(ctx, i)
+	}
+	if err != nil {
 		if held, lerr := supervisor.Locked(st.h, name); lerr != nil || held {
 			return err
 		}
 		return nil // it ended meanwhile
 	}
-	return st.WaitGone(ctx, name)
+	wait := grace + endWait
+	if end, ok := ctx.Deadline(); ok {
+		wait = min(wait, time.Until(end)/2)
+	}
+	end, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	err = st.WaitGone(end, name)
+	if err != nil && end.Err() != nil && ctx.Err() == nil {
+		return st.killSilent(ctx, i)
+	}
+	return err
+}
+
+// endWait is how long a supervisor may take to end after the grace time; its
+// tear-down takes 2 s.
+const endWait = 30 * time.Second
+
+// killSilent ends a sandbox whose supervisor does not answer, and stores what
+// became of it.
+func (st *Store) killSilent(ctx context.Context, i *Info) error {
+	err := supervisor.KillSilent(ctx, st.h, i.ID, i.Name)
+	if err != nil && !errdefs.Is(err, errdefs.SandboxNotRunning) {
+		return err
+	}
+	if err := st.WaitGone(ctx, i.Name); err != nil {
+		return err
+	}
+	_ = st.Settle(ctx) // the next command would do it
+	return nil
 }
 
 // Stop ends the sandbox as Store.Stop does and waits until a supervisor that was
@@ -197,7 +233,7 @@ func (st *Store) WaitGone(ctx context.Context, name string) error {
 		}
 		select {
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return errdefs.Wrap(errdefs.Cancelled, context.Cause(ctx), "sandbox %q has not ended", name)
 		case <-time.After(pause):
 			pause = min(2*pause, 20*time.Millisecond)
 		}
@@ -205,15 +241,20 @@ func (st *Store) WaitGone(ctx context.Context, name string) error {
 }
 
 // Remove deletes a sandbox that does not run: record, writable layer, logs.
-// Volumes stay. Errors: SandboxNotFound, SandboxStillRunning.
+// Volumes stay, but those that a creation made which was killed. Errors: SandboxNotFound, SandboxStillRunning.
 func (st *Store) Remove(ctx context.Context, name string) error {
 	if err := ValidateName(name); err != nil {
 		return err
 	}
-	if _, err := st.Get(ctx, name); err != nil {
+	i, err := st.Get(ctx, name)
+	if err != nil {
 		return err
 	}
 	lock, err := st.lock(name)
+	if errors.Is(err, supervisor.ErrLocked) && i.Status == supervisor.StatusStarting {
+		return errdefs.New(errdefs.SandboxStillRunning, "sandbox %q is being started", name).
+			WithHint("end the command that starts it, or wait for it")
+	}
 	if errors.Is(err, supervisor.ErrLocked) {
 		return errdefs.New(errdefs.SandboxStillRunning, "sandbox %q is running", name).
 			WithHint("msb stop %s first, or msb rm --force %s", name, name)
@@ -227,8 +268,7 @@ func (st *Store) Remove(ctx context.Context, name string) error {
 		if err != nil {
 			return err
 		}
-		os.RemoveAll(st.h.Run(rec.ID))
-		return db.DeleteSandbox(ctx, rec.ID)
+		return st.discard(ctx, db, rec)
 	})
 	if err != nil {
 		return err

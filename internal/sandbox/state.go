@@ -153,9 +153,9 @@ func (st *Store) settle(ctx context.Context, db *records.DB, rec *records.Sandbo
 	return db.UpdateSandbox(ctx, rec.ID, supervisor.StatusCrashed, supervisor.SupervisorGone, nil)
 }
 
-// discard deletes the record of a sandbox that was never completed, or was
-// ephemeral, after the death of who would have done it. Volumes that a creation
-// made and nobody has used go too. The caller holds the sandbox's lock.
+// discard deletes the record of a sandbox that is to go. Volumes that a creation
+// made which was never completed, and that nobody has used, go too. The caller
+// holds the sandbox's lock.
 func (st *Store) discard(ctx context.Context, db *records.DB, rec *records.Sandbox) error {
 	var c supervisor.Config
 	if rec.Status == supervisor.StatusCreating && json.Unmarshal(rec.Config, &c) == nil {

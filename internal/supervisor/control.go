@@ -22,6 +22,10 @@ const maxControlLine = 4096
 // controlTime bounds one exchange on control.sock.
 const controlTime = 10 * time.Second
 
+// answerTime is how long a supervisor may take to accept a request to end: it
+// has nothing to do for that, so one that takes longer hangs.
+const answerTime = 2 * time.Second
+
 // serveControl answers control.sock until the listener ends.
 func (s *supervisor) serveControl(l net.Listener) {
 	var wg sync.WaitGroup
@@ -118,16 +122,19 @@ func (s *supervisor) live() Live {
 	return l
 }
 
-// Control sends one request to the supervisor of a sandbox and returns its
-// answer. A supervisor that is not there gives errdefs.SandboxNotRunning.
-func control(ctx context.Context, h home.Dir, id string, req controlRequest) (controlReply, error) {
+// control sends one request to the supervisor of a sandbox and returns its
+// answer. A supervisor that is not there gives errdefs.SandboxNotRunning; one
+// that does not answer within wait, or until ctx ends, errdefs.Internal with the
+// cause ErrSilent.
+func control(ctx context.Context, h home.Dir, id string, req controlRequest, wait time.Duration) (controlReply, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", filepath.Join(h.Run(id), ControlSocket))
 	if err != nil {
 		return controlReply{}, errdefs.Wrap(errdefs.SandboxNotRunning, err, "sandbox is not running")
 	}
 	defer conn.Close()
-	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	_ = conn.SetDeadline(time.Now().Add(wait))
+	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
 	b, err := json.Marshal(req)
 	if err != nil {
 		return controlReply{}, err
@@ -136,7 +143,11 @@ func control(ctx context.Context, h home.Dir, id string, req controlRequest) (co
 		return controlReply{}, errdefs.Wrap(errdefs.SandboxNotRunning, err, "sandbox is not running")
 	}
 	var reply controlReply
-	if err := json.NewDecoder(io.LimitReader(conn, 1<<20)).Decode(&reply); err != nil {
+	err = json.NewDecoder(io.LimitReader(conn, 1<<20)).Decode(&reply)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return controlReply{}, errdefs.Wrap(errdefs.Internal, ErrSilent, "")
+	}
+	if err != nil {
 		return controlReply{}, errdefs.Wrap(errdefs.SandboxNotRunning, err, "supervisor ended")
 	}
 	if reply.Failure != nil {
@@ -146,19 +157,24 @@ func control(ctx context.Context, h home.Dir, id string, req controlRequest) (co
 }
 
 // RequestStop asks a sandbox to stop within grace, then to be killed; with no
-// grace it is killed at once. It returns when the request has been taken.
+// grace it is killed at once. It returns when the request has been taken; a
+// supervisor that does not take it within grace and answerTime gives ErrSilent.
 func RequestStop(ctx context.Context, h home.Dir, id string, grace time.Duration) error {
 	op := "stop"
 	if grace <= 0 {
 		op = "kill"
 	}
-	_, err := control(ctx, h, id, controlRequest{Op: op, Grace: grace})
+	wait := grace + answerTime
+	if end, ok := ctx.Deadline(); ok {
+		wait = min(wait, time.Until(end)/2) // the rest is for what the caller does then
+	}
+	_, err := control(ctx, h, id, controlRequest{Op: op, Grace: grace}, wait)
 	return err
 }
 
 // Query returns what the supervisor of a running sandbox says of it.
 func Query(ctx context.Context, h home.Dir, id string) (*Live, error) {
-	reply, err := control(ctx, h, id, controlRequest{Op: "status"})
+	reply, err := control(ctx, h, id, controlRequest{Op: "status"}, controlTime)
 	if err != nil {
 		return nil, err
 	}
