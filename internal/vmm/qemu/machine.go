@@ -284,6 +284,8 @@ func (m *machine) listen(q *qmp, greeted chan<- error) {
 
 // handle handles one message. STOP comes without having been asked for when KVM
 // gives up on a guest: QEMU neither exits nor says so, only query-status tells.
+// It also comes after a disk's image could not get longer for want of space on
+// the host; other errors of disks are the guest's to see.
 func (m *machine) handle(q *qmp, msg *qmpMessage) {
 	switch msg.Event {
 	case "SHUTDOWN":
@@ -292,6 +294,10 @@ func (m *machine) handle(q *qmp, msg *qmpMessage) {
 		m.mu.Unlock()
 	case "GUEST_PANICKED":
 		m.fail("guest kernel panicked")
+	case "BLOCK_IO_ERROR":
+		if msg.Data.NoSpace && msg.Data.Action == "stop" {
+			m.fail("the host's disk is full: a disk of the sandbox cannot be written")
+		}
 	case "STOP":
 		_ = q.command("query-status")
 	}

@@ -44,6 +44,13 @@ func standInQEMU(kind string) int {
 		_, _ = in.ReadString('\n')
 		fmt.Fprintln(mon, `{"return": {"status": "internal-error", "running": false}}`)
 		hang() // neither exits nor says so, as the real one
+	case "full":
+		greet()
+		fmt.Fprintln(mon, `{"event": "BLOCK_IO_ERROR", "data": {"node-name": "d1", "reason": "No space left on device", "nospace": true, "operation": "write", "action": "stop"}}`)
+		fmt.Fprintln(mon, `{"event": "STOP"}`)
+		_, _ = in.ReadString('\n')
+		fmt.Fprintln(mon, `{"return": {"status": "io-error", "running": false}}`)
+		hang()
 	case "runs":
 		greet()
 		_, _ = in.ReadString('\n') // until the other end has gone
@@ -120,14 +127,19 @@ func TestStartEndsWithItsContext(t *testing.T) {
 	<-m.Done()
 }
 
-func TestInternalErrorEndsTheMachine(t *testing.T) {
-	m := standIn(t, "internal-error")
-	if err := m.Start(context.Background()); err != nil {
-		t.Fatal(err)
-	}
-	<-m.Done()
-	if e := m.Exit(); !strings.Contains(e.Detail, "internal-error") || m.State() != vmm.Failed {
-		t.Errorf("exit = %+v in state %s", e, m.State())
+// TestStoppedByItself: a QEMU that stops the guest neither exits nor says so.
+func TestStoppedByItself(t *testing.T) {
+	for kind, says := range map[string]string{"internal-error": "internal-error", "full": "the host's disk is full"} {
+		t.Run(kind, func(t *testing.T) {
+			m := standIn(t, kind)
+			if err := m.Start(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			<-m.Done()
+			if e := m.Exit(); !strings.Contains(e.Detail, says) || m.State() != vmm.Failed {
+				t.Errorf("exit = %+v in state %s", e, m.State())
+			}
+		})
 	}
 }
 

@@ -17,9 +17,10 @@ type qmpMessage struct {
 	QMP   json.RawMessage `json:"QMP"`
 	Event string          `json:"event"`
 	Data  struct {
-		Reason string `json:"reason"`
-		Guest  bool   `json:"guest"`
-		Action string `json:"action"`
+		Reason  string `json:"reason"`
+		Guest   bool   `json:"guest"`
+		Action  string `json:"action"`
+		NoSpace bool   `json:"nospace"` // of BLOCK_IO_ERROR
 	} `json:"data"`
 	Return json.RawMessage `json:"return"`
 	Error  *struct {
