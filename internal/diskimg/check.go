@@ -64,6 +64,9 @@ func CheckExt4(ctx context.Context, msb string, image *os.File, path string, lim
 		return errdefs.Wrap(errdefs.IO, err, "disk image %s", path)
 	}
 	c := &check{image: image, path: path, size: fi.Size(), limits: limits.forSize(fi.Size())}
+	if c.size < smallestImage {
+		return c.damaged("it has %d bytes", c.size)
+	}
 	if err := c.run(ctx, msb, e2fsck); err != nil {
 		return err
 	}
@@ -72,6 +75,10 @@ func CheckExt4(ctx context.Context, msb string, image *os.File, path string, lim
 	}
 	return nil
 }
+
+// smallestImage is less than the smallest ext4 has, in bytes, and more than
+// what confined programs write before they begin: the size is their limit.
+const smallestImage = 64 << 10
 
 // check is one run of e2fsck.
 type check struct {
@@ -136,24 +143,25 @@ const (
 	cancelled  = 32
 )
 
+func (c *check) damaged(format string, args ...any) error {
+	return errdefs.New(errdefs.Filesystem, "the file system in %s is damaged: %s", c.path, fmt.Sprintf(format, args...)).
+		WithHint("keep a copy of %s, then decide by hand: e2fsck -f %s", c.path, c.path)
+}
+
 // verdict says what the end of e2fsck means.
 func (c *check) verdict(err error, tooLong bool) error {
-	damaged := func(format string, args ...any) error {
-		return errdefs.New(errdefs.Filesystem, "the file system in %s is damaged: %s", c.path, fmt.Sprintf(format, args...)).
-			WithHint("keep a copy of %s, then decide by hand: e2fsck -f %s", c.path, c.path)
-	}
 	var exit *exec.ExitError
 	switch {
 	case tooLong:
-		return damaged("e2fsck was not done after %s", c.limits.Wall)
+		return c.damaged("e2fsck was not done after %s", c.limits.Wall)
 	case err == nil:
 		return nil
 	case !errors.As(err, &exit):
 		return errdefs.Wrap(errdefs.IO, err, "e2fsck")
 	case exit.ExitCode() < 0:
-		return damaged("e2fsck ended by its limits (%s)", exit)
+		return c.damaged("e2fsck ended by its limits (%s)", exit)
 	case exit.ExitCode()&(leftErrors|opFailed|badUsage|cancelled) != 0:
-		return damaged("%s", c.output.reason(c.path))
+		return c.damaged("%s", c.output.reason(c.path))
 	}
 	return nil
 }
@@ -173,12 +181,16 @@ func (t *tail) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// reason is the last thing said about the image, without its path, as printable
-// text: names in it are a guest's.
+// reason is why the image could not be opened, else the last thing said about
+// it, without its path, as printable text: names in it are a guest's.
 func (t *tail) reason(path string) string {
 	said := ""
 	for line := range bytes.Lines(t.b) {
 		text := strings.TrimSpace(strings.TrimPrefix(string(line), path+":"))
+		if why, ok := strings.CutSuffix(text, " while trying to open "+path); ok {
+			said = strings.TrimPrefix(why, "e2fsck: ")
+			break // advice follows
+		}
 		switch {
 		case text == "", strings.HasPrefix(text, "(i.e., without"), strings.HasPrefix(text, "UNEXPECTED INCONSISTENCY"):
 		default:

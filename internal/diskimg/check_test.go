@@ -123,6 +123,29 @@ func TestCheckExt4(t *testing.T) {
 	}
 }
 
+// TestCheckExt4OfNoFileSystem: what is no file system at all is said to be
+// damaged, in e2fsck's words for why and not in its advice.
+func TestCheckExt4OfNoFileSystem(t *testing.T) {
+	needTools(t)
+	for name, tt := range map[string]struct {
+		size int64
+		says string
+	}{
+		"empty": {0, "has 0 bytes"}, "tiny": {1000, "has 1000 bytes"}, "zeroes": {1 << 20, "bad magic number"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "disk.raw")
+			if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, tt.size)); err != nil {
+				t.Fatal(err)
+			}
+			var e *errdefs.Error
+			if err := checkImage(t, path, Limits{}); !errors.As(err, &e) || e.Kind != errdefs.Filesystem || e.Hint == "" || !strings.Contains(strings.ToLower(e.Msg), tt.says) {
+				t.Errorf("%v, want %q and a hint", err, tt.says)
+			}
+		})
+	}
+}
+
 // claimed makes an image with multiple mount protection look as if another host
 // had it mounted that renews its claim every 300 s.
 func claimed(t testing.TB, path string) {
