@@ -14,6 +14,7 @@ import (
 	"github.com/microsandbox-go/microsandbox/internal/agentproto"
 	"github.com/microsandbox-go/microsandbox/internal/confine"
 	"github.com/microsandbox-go/microsandbox/internal/diskimg"
+	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	"github.com/microsandbox-go/microsandbox/internal/failpoint"
 	"github.com/microsandbox-go/microsandbox/internal/fileserver"
 	"github.com/microsandbox-go/microsandbox/internal/home"
@@ -175,6 +176,9 @@ func (s *supervisor) openMounts(ctx context.Context) error {
 	vols := volstore.New(s.h)
 	vols.SetChecker(func(ctx context.Context, v *volstore.Volume, image *os.File) error {
 		s.log.system("checking disk volume " + v.Name + ": its last sandbox did not end cleanly")
+		if err := wholeImage(v, image); err != nil {
+			return err
+		}
 		return diskimg.CheckExt4(ctx, s.msb, image, v.DiskPath, diskimg.Limits{})
 	})
 	s.undo = append(s.undo, func() { vols.Close() })
@@ -187,6 +191,16 @@ func (s *supervisor) openMounts(ctx context.Context) error {
 	s.plan = plan
 	s.undo = append(s.undo, func() { plan.Close() })
 	return nil
+}
+
+// wholeImage refuses an image that something has made shorter than its volume.
+func wholeImage(v *volstore.Volume, image *os.File) error {
+	fi, err := image.Stat()
+	if err != nil || fi.Size() >= v.CapacityBytes {
+		return err
+	}
+	return errdefs.New(errdefs.Filesystem, "disk volume %q is damaged: its image has %d of %d bytes", v.Name, fi.Size(), v.CapacityBytes).
+		WithHint("put a copy of the image back at %s, or msb volume rm %s", v.DiskPath, v.Name)
 }
 
 // begin runs f beside its caller. The function it returns waits for the result.
