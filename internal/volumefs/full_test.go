@@ -112,6 +112,32 @@ func fullDisk(dir string) error {
 	if err := fill(filler); err != nil {
 		return err
 	}
+	if err := mustNotFit(f, dir); err != nil {
+		return err
+	}
+	if b, err := f.Read(ctx, "f"); err != nil || string(b) != old {
+		return fmt.Errorf("the old file is %d bytes, %v", len(b), err)
+	}
+	if l, err := f.List(ctx, ""); err != nil || len(l) != 1 {
+		return fmt.Errorf("list: %v, %v", l, err)
+	}
+	if err := f.Rename(ctx, "f", "g", WriteOptions{}); err != nil {
+		return err
+	}
+	if err := f.Remove(ctx, "g"); err != nil {
+		return err
+	}
+	if err := os.Remove(filler); err != nil {
+		return err
+	}
+	if err := f.Write(ctx, "f", make([]byte, 1<<20), WriteOptions{}); err != nil {
+		return err
+	}
+	return underPressure(f, filler)
+}
+
+// mustNotFit writes in every way to a full disk: nothing fits, nothing changes.
+func mustNotFit(f *FS, dir string) error {
 	before := fmt.Sprint(listNames(dir))
 	big := make([]byte, 1<<20)
 	attempts := map[string]error{
@@ -135,25 +161,7 @@ func fullDisk(dir string) error {
 	if after := fmt.Sprint(listNames(dir)); after != before {
 		return fmt.Errorf("failed writes left something: %s, before %s", after, before)
 	}
-	if b, err := f.Read(ctx, "f"); err != nil || string(b) != old {
-		return fmt.Errorf("the old file is %d bytes, %v", len(b), err)
-	}
-	if l, err := f.List(ctx, ""); err != nil || len(l) != 1 {
-		return fmt.Errorf("list: %v, %v", l, err)
-	}
-	if err := f.Rename(ctx, "f", "g", WriteOptions{}); err != nil {
-		return err
-	}
-	if err := f.Remove(ctx, "g"); err != nil {
-		return err
-	}
-	if err := os.Remove(filler); err != nil {
-		return err
-	}
-	if err := f.Write(ctx, "f", big, WriteOptions{}); err != nil {
-		return err
-	}
-	return underPressure(f, filler)
+	return nil
 }
 
 // underPressure replaces a file while somebody takes what becomes free: it is
