@@ -10,7 +10,7 @@ SEED := $(BUILD)/home
 
 PACKAGES_RUN := qemu-system-x86 e2fsprogs xz-utils
 PACKAGES_IMAGE := mmdebstrap uidmap
-PACKAGES_TEST := strace util-linux attr procps iproute2 qemu-utils
+PACKAGES_TEST := strace util-linux attr procps iproute2 qemu-utils btrfs-progs
 
 GOFILES := $(shell git ls-files '*.go' 2>/dev/null)
 

@@ -12,9 +12,10 @@
 // # One run, end to end
 //
 // The test builds its own binary for the guest and boots it as PID 1, with msb
-// beside it and a home on a logged ext4 disk whose kernel writes nothing before
-// it is told to: delayed allocation without flush on rename, a journal that
-// commits every five minutes, no periodic writeback. The guest carries out a
+// beside it and a home on a logged disk whose kernel writes nothing before it is
+// told to: no periodic writeback, commits every five minutes, no flush on
+// rename. On ext4 an fsync of anything commits the whole journal; on btrfs it
+// makes one file durable and little else. The guest carries out a
 // plan: volumes are made, renamed, labelled and removed, files are written. When
 // a step has returned, the guest writes the step's number to a region behind
 // the file system on the same disk, past every cache and without a flush. That

@@ -29,7 +29,7 @@ const (
 
 	seedWord  = "powercut_seed="
 	stepsWord = "powercut_steps="
-	extraWord = "powercut_mount="
+	fsWord    = "powercut_fs="
 
 	doneLine = "powercut: done"
 )
@@ -63,35 +63,54 @@ func guestRun() error {
 			return fmt.Errorf("mount %s: %w", m[1], err)
 		}
 	}
-	if err := loadModules(); err != nil {
-		return err
-	}
 	words, err := os.ReadFile("/proc/cmdline")
 	if err != nil {
 		return err
 	}
-	seed, n, extra := uint64(0), 0, ""
+	seed, n, fsys := uint64(0), 0, ""
 	for _, w := range strings.Fields(string(words)) {
 		if v, ok := strings.CutPrefix(w, seedWord); ok {
 			seed, err = strconv.ParseUint(v, 10, 64)
 		} else if v, ok := strings.CutPrefix(w, stepsWord); ok {
 			n, err = strconv.Atoi(v)
-		} else if v, ok := strings.CutPrefix(w, extraWord); ok {
-			extra = v
+		} else if v, ok := strings.CutPrefix(w, fsWord); ok {
+			fsys = v
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", w, err)
 		}
 	}
-	if err := delayWrites(extra); err != nil {
+	if err := loadModules(fileSystems[fsys].modules...); err != nil {
+		return err
+	}
+	if err := delayWrites(fileSystems[fsys]); err != nil {
 		return err
 	}
 	return carryOut(newPlan(seed, n))
 }
 
+// fileSystem is one for the home's disk, mounted so that nothing reaches the
+// disk before somebody syncs.
+type fileSystem struct {
+	kind    string // as mount(2) takes it
+	options string
+	modules []string
+	tear    int64 // what it trusts a disk to write whole
+}
+
+var fileSystems = map[string]fileSystem{
+	// An fsync of any file commits the whole journal. Data is written before the
+	// metadata that names it, but not because a file is renamed over another.
+	"ext4": {"ext4", "commit=300,noauto_da_alloc,errors=panic", nil, 512},
+	// The same, but data is written in no order to metadata.
+	"ext4-writeback": {"ext4", "commit=300,noauto_da_alloc,errors=panic,data=writeback", nil, 512},
+	// An fsync makes one file durable and little else.
+	"btrfs": {"btrfs", "commit=300", []string{"zstd_compress", "raid6_pq", "xor", "libcrc32c", "btrfs"}, 4096},
+}
+
 // loadModules loads what the kernel needs for the disk; see kernel.ModuleDir.
-func loadModules() error {
-	for _, name := range []string{"virtio_ring", "virtio", "virtio_mmio", "virtio_blk"} {
+func loadModules(more ...string) error {
+	for _, name := range append([]string{"virtio_ring", "virtio", "virtio_mmio", "virtio_blk"}, more...) {
 		f, err := os.Open(filepath.Join(kernel.ModuleDir, name+".ko"))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // built in
@@ -107,10 +126,8 @@ func loadModules() error {
 	return nil
 }
 
-// delayWrites mounts the home's disk so that nothing reaches it before somebody
-// syncs: the kernel neither writes back by itself, nor commits its journal, nor
-// writes a file's data because it is renamed over another.
-func delayWrites(extra string) error {
+// delayWrites mounts the home's disk; the kernel writes nothing back by itself.
+func delayWrites(f fileSystem) error {
 	for name, value := range map[string]string{
 		"dirty_writeback_centisecs": "0", "dirty_expire_centisecs": "1000000", "dirty_background_ratio": "90", "dirty_ratio": "95",
 	} {
@@ -124,11 +141,7 @@ func delayWrites(extra string) error {
 		}
 		time.Sleep(time.Millisecond)
 	}
-	options := "commit=300,noauto_da_alloc,errors=panic"
-	if extra != "" {
-		options += "," + extra
-	}
-	return unix.Mount("/dev/vda", guestMount, "ext4", unix.MS_NOATIME, options)
+	return unix.Mount("/dev/vda", guestMount, f.kind, unix.MS_NOATIME, f.options)
 }
 
 // carryOut does one step after the other, each acknowledged before the next.

@@ -57,6 +57,10 @@ func RandomCuts(log []Entry, n int, seed uint64) []Cut {
 
 // Image is the content of a disk in memory, growing along a log.
 type Image struct {
+	// Tear is the unit in which the disk writes, in bytes: of a write that was
+	// not flushed, whole units may be missing. A sector by default.
+	Tear int64
+
 	log  []Entry
 	data []byte
 	next int // entries before this one are in data
@@ -70,7 +74,7 @@ type saved struct {
 }
 
 // NewImage returns the disk as it was before the log. It takes base over.
-func NewImage(base []byte, log []Entry) *Image { return &Image{log: log, data: base} }
+func NewImage(base []byte, log []Entry) *Image { return &Image{Tear: minSector, log: log, data: base} }
 
 // At calls fn with the disk as the cut leaves it. Cuts must come in the order
 // of the log. fn may neither keep nor change the bytes.
@@ -86,9 +90,6 @@ func (m *Image) At(c Cut, fn func(disk []byte)) {
 	m.undo = m.undo[:0]
 }
 
-// tear is the unit in which a disk writes: less is never found on it.
-const tear = 512
-
 // drop puts a random part of what was not flushed on the disk. How much is lost
 // is random as well: with one chance for all, few writes would never be lost
 // together and many would never all survive.
@@ -103,7 +104,7 @@ func (m *Image) drop(c Cut) {
 		if !e.FUA {
 			switch {
 			case r.Float64() < torn:
-				from, to = part(r, e.Length)
+				from, to = part(r, e.Length, m.Tear)
 			case r.Float64() >= keep:
 				continue
 			}
@@ -113,12 +114,9 @@ func (m *Image) drop(c Cut) {
 }
 
 // part returns a stretch of a write: its begin, its end or something between.
-func part(r *rand.Rand, length int64) (from, to int64) {
-	units := length / tear
-	if units == 0 {
-		return 0, 0
-	}
-	a, b := r.Int64N(units+1)*tear, r.Int64N(units+1)*tear
+func part(r *rand.Rand, length, unit int64) (from, to int64) {
+	units := length / unit
+	a, b := r.Int64N(units+1)*unit, r.Int64N(units+1)*unit
 	switch r.IntN(3) {
 	case 0:
 		return 0, a

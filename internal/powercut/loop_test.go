@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -76,11 +77,27 @@ func (d *loopDisk) load(image []byte) error {
 }
 
 // mounted calls fn while the device is mounted.
-func (d *loopDisk) mounted(at string, fn func()) (err error) {
-	if err := unix.Mount(d.device.Name(), at, "ext4", unix.MS_NOATIME, ""); err != nil {
+func (d *loopDisk) mounted(at, kind string, fn func()) (err error) {
+	if kind == "btrfs" {
+		forgetDevices()
+	}
+	if err := unix.Mount(d.device.Name(), at, kind, unix.MS_NOATIME, ""); err != nil {
 		return fmt.Errorf("mount: %w", err)
 	}
 	defer func() { err = errors.Join(err, unix.Unmount(at, 0)) }()
 	fn()
 	return nil
+}
+
+// forgetDevices makes btrfs forget the disks that are not mounted: an older
+// state of a disk that it knows is refused.
+func forgetDevices() {
+	const forget = 0x50009405 // BTRFS_IOC_FORGET_DEV of linux/btrfs.h
+	f, err := os.OpenFile("/dev/btrfs-control", os.O_RDWR, 0)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	var args [4096]byte // struct btrfs_ioctl_vol_args without a name: all
+	_, _, _ = unix.Syscall(unix.SYS_IOCTL, f.Fd(), forget, uintptr(unsafe.Pointer(&args)))
 }

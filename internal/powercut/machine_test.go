@@ -98,9 +98,9 @@ type recording struct {
 
 // guestConfig says what a guest is to do.
 type guestConfig struct {
+	fs    string // see fileSystems
 	seed  uint64
 	steps int
-	mount string // more options of its file system
 	bug   *plant
 }
 
@@ -111,9 +111,10 @@ func record(t *testing.T, c guestConfig) *recording {
 		vmtest.Missing(t, "root, to mount disk images")
 	}
 	vmtest.Seed(t)
+	needFileSystem(t, fileSystems[c.fs].kind)
 	dir := scratch(t)
 	base, disk, log := filepath.Join(dir, "base.img"), filepath.Join(dir, "disk.img"), filepath.Join(dir, "disk.log")
-	makeDisk(t, base)
+	makeDisk(t, base, fileSystems[c.fs])
 	r := &recording{dir: dir}
 	var err error
 	if r.base, err = os.ReadFile(base); err != nil {
@@ -145,6 +146,25 @@ func record(t *testing.T, c guestConfig) *recording {
 	return r
 }
 
+// needFileSystem skips where this host cannot make or mount a file system. Only
+// ext4 is required in CI.
+func needFileSystem(t *testing.T, kind string) {
+	t.Helper()
+	known, err := os.ReadFile("/proc/filesystems")
+	if err == nil && !bytes.Contains(known, []byte("\t"+kind+"\n")) {
+		err = fmt.Errorf("%s in this kernel", kind)
+	}
+	if kind == "ext4" {
+		return // the tests of disk volumes need it as well
+	}
+	if err == nil {
+		_, err = exec.LookPath("mkfs." + kind)
+	}
+	if err != nil {
+		t.Skipf("missing: %v", err)
+	}
+}
+
 // scratch returns a directory in memory, or an ordinary one where there is too
 // little: a container has 64 MiB.
 func scratch(t *testing.T) string {
@@ -158,21 +178,23 @@ func scratch(t *testing.T) string {
 
 // makeDisk makes the disk a guest begins with: an empty file system whose
 // kernel has nothing left to initialize.
-func makeDisk(t *testing.T, path string) {
+func makeDisk(t *testing.T, path string, f fileSystem) {
 	t.Helper()
 	writeFile(t, path, nil)
 	if err := os.Truncate(path, diskBytes); err != nil {
 		t.Fatal(err)
 	}
-	mkfs := tool(t, "mkfs.ext4")
-	cmd := exec.Command(mkfs, "-q", "-F", "-b", "4096", "-J", "size=4", "-m", "0",
-		"-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard", path, fmt.Sprint(fsBytes>>10)+"k")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("mkfs.ext4: %v: %s", err, out)
+	args := []string{"-q", "-F", "-b", "4096", "-J", "size=4", "-m", "0",
+		"-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard", path, fmt.Sprint(fsBytes>>10) + "k"}
+	if f.kind == "btrfs" {
+		args = []string{"-q", "-M", "-K", "-b", fmt.Sprint(fsBytes), path}
+	}
+	if out, err := exec.Command(tool(t, "mkfs."+f.kind), args...).CombinedOutput(); err != nil {
+		t.Fatalf("mkfs.%s: %v: %s", f.kind, err, out)
 	}
 }
 
-// tool finds a program of e2fsprogs.
+// tool finds a program that makes or checks file systems.
 func tool(t *testing.T, name string) string {
 	t.Helper()
 	for _, p := range []string{name, "/usr/sbin/" + name, "/sbin/" + name} {
@@ -180,7 +202,7 @@ func tool(t *testing.T, name string) string {
 			return found
 		}
 	}
-	vmtest.Missing(t, "%s (e2fsprogs)", name)
+	vmtest.Missing(t, "%s", name)
 	return ""
 }
 
@@ -195,12 +217,17 @@ func boot(t *testing.T, dir string, c guestConfig) {
 		vmtest.Missing(t, "%v", err)
 	}
 	image, initrd := guestKernel(t, dir, buildInit(t, c.bug), c.bug == nil)
+	for _, name := range fileSystems[c.fs].modules {
+		if _, err := os.Stat(filepath.Join(filepath.Dir(image), name+".ko")); err != nil {
+			t.Skipf("missing: %v: a guest kernel with %s", err, c.fs)
+		}
+	}
 	khz, err := qemu.TSCKHz(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	words := fmt.Sprintf("console=ttyS0 quiet reboot=t panic=-1 pci=off rcupdate.rcu_expedited=1 noreplace-smp %s%d %s%d %s%s",
-		seedWord, c.seed, stepsWord, c.steps, extraWord, c.mount)
+		seedWord, c.seed, stepsWord, c.steps, fsWord, c.fs)
 	if khz > 0 {
 		words += fmt.Sprintf(" tsc_early_khz=%d tsc=reliable", khz)
 	}

@@ -26,51 +26,60 @@ func TestMain(m *testing.M) {
 // cutsEnv is the number of random cuts that "make soak" wants.
 const cutsEnv = "MSB_SOAK_CUTS"
 
-// What one guest is good for.
-const (
-	stepsPerGuest = 50
-	flushesWanted = 300
-	cutsPerGuest  = 2500
-)
+// run is one guest and how much of its log is judged.
+type run struct {
+	guestConfig
+	random int  // cuts between flushes, besides all flushes
+	all    bool // see judge
+}
+
+// flushesPerStep is how many flushes after a write a step has on average, at least.
+const flushesPerStep = 6
+
+// runs returns what is judged: 300 flushes and 200 random cuts on ext4, and
+// something on btrfs, or as many random cuts as the soak wants.
+func runs(t *testing.T) []run {
+	s := os.Getenv(cutsEnv)
+	if s == "" {
+		return []run{
+			{guestConfig{fs: "ext4", seed: 1, steps: 50}, 200, false},
+			{guestConfig{fs: "btrfs", seed: 2, steps: 25}, 50, false},
+		}
+	}
+	cuts, err := strconv.Atoi(s)
+	if err != nil || cuts < 1 {
+		t.Fatalf("%s=%q", cutsEnv, s)
+	}
+	const guests = 6
+	kinds := []string{"ext4", "btrfs", "ext4-writeback"}
+	var out []run
+	for i := range guests {
+		out = append(out, run{guestConfig{fs: kinds[i%len(kinds)], seed: uint64(i + 1), steps: 50}, (cuts + guests - 1) / guests, true})
+	}
+	return out
+}
 
 // TestPowerCut: whenever the power goes away, what was acknowledged holds,
 // files are old or new, and every name can be used at once. Of a guest's log
 // every flush is judged, and moments between flushes with a random part of the
-// writes since then dropped or torn: 200, or as many as MSB_SOAK_CUTS says,
-// from several guests, every other one with data=writeback.
+// writes since the last one dropped or torn.
 func TestPowerCut(t *testing.T) {
-	cuts, soak := 200, false
-	if s := os.Getenv(cutsEnv); s != "" {
-		n, err := strconv.Atoi(s)
-		if err != nil || n < 1 {
-			t.Fatalf("%s=%q", cutsEnv, s)
-		}
-		cuts, soak = n, true
-	}
-	for seed := uint64(1); cuts > 0; seed++ {
-		c := guestConfig{seed: seed, steps: stepsPerGuest}
-		if seed%2 == 0 {
-			c.mount = "data=writeback"
-		}
-		n := min(cuts, cutsPerGuest)
-		cuts -= n
-		t.Run(fmt.Sprintf("guest %d", seed), func(t *testing.T) { judgeGuest(t, c, n, soak) })
+	for _, r := range runs(t) {
+		t.Run(fmt.Sprintf("%s/%d", r.fs, r.seed), func(t *testing.T) { r.judge(t) })
 	}
 }
 
-// judgeGuest records one guest and judges all its flushes and n random cuts.
-func judgeGuest(t *testing.T, c guestConfig, n int, all bool) {
+// judge records the guest and judges its cuts.
+func (r run) judge(t *testing.T) {
 	began := time.Now()
-	r := record(t, c)
+	rec := record(t, r.guestConfig)
 	recorded := time.Since(began)
-	flushes := FlushCuts(r.log)
-	if len(flushes) < flushesWanted {
-		t.Errorf("the log has %d flushes after writes, want %d", len(flushes), flushesWanted)
+	flushes := FlushCuts(rec.log)
+	if want := flushesPerStep * r.steps; len(flushes) < want {
+		t.Errorf("the log has %d flushes after writes, want %d", len(flushes), want)
 	}
-	j := job{Seed: c.seed, Steps: c.steps, Fsck: tool(t, "e2fsck"), All: all}
-	for what, cuts := range map[string][]Cut{"flush": flushes, "random": RandomCuts(r.log, n, c.seed)} {
-		j.Cuts = cuts
-		bad, judged := judgeCuts(t, r, j)
+	for what, cuts := range map[string][]Cut{"flush": flushes, "random": RandomCuts(rec.log, r.random, r.seed)} {
+		bad, judged := judgeCuts(t, rec, job{FS: r.fs, Seed: r.seed, Steps: r.steps, Fsck: tool(t, "e2fsck"), All: r.all, Cuts: cuts})
 		if judged != len(cuts) {
 			t.Errorf("%d of %d %s cuts judged", judged, len(cuts), what)
 		}
@@ -79,29 +88,33 @@ func judgeGuest(t *testing.T, c guestConfig, n int, all bool) {
 		}
 		t.Logf("%d %s cuts, %d with faults", judged, what, len(bad))
 	}
-	t.Logf("%d entries in the log; recorded in %s, judged in %s", len(r.log), recorded, time.Since(began)-recorded)
+	t.Logf("%d entries in the log; recorded in %s, judged in %s", len(rec.log), recorded, time.Since(began)-recorded)
 }
 
-// plants are builds with one sync left out. Each is found on ext4. Syncs of the
-// store's directories are not among them: the commit of the records that follows
-// commits ext4's whole journal. They are for file systems that sync one file at
-// a time.
-var plants = map[string]plant{
-	"data of a file":     {"internal/volumefs/write.go", "unix.Fdatasync(r.tmp.fd())", "error(nil)"},
-	"name of a file":     {"internal/volumefs/dirs.go", "return unix.Fsync(fd)", "return nil"},
-	"note of a creation": {"internal/volstore/files.go", "err = f.Sync()", "err = nil"},
-	"records":            {"internal/records/open.go", "synchronous(FULL)", "synchronous(OFF)"},
+// plants are builds with one sync left out. On ext4 nobody misses the syncs of
+// the store's directories: the commit of the records that follows them commits
+// all of ext4's journal. On btrfs it commits the records.
+var plants = map[string]struct {
+	fs    string
+	steps int
+	plant
+}{
+	"data of a file":     {"ext4", 8, plant{"internal/volumefs/temp.go", "return unix.Fdatasync(t.fd())", "return nil"}},
+	"name of a file":     {"ext4", 8, plant{"internal/volumefs/dirs.go", "return unix.Fsync(fd)", "return nil"}},
+	"note of a creation": {"ext4", 8, plant{"internal/volstore/files.go", "err = f.Sync()", "err = nil"}},
+	"records":            {"ext4", 8, plant{"internal/records/open.go", "synchronous(FULL)", "synchronous(OFF)"}},
+	"store":              {"btrfs", 23, plant{"internal/volstore/files.go", "return errors.Join(f.Sync(), f.Close())", "return f.Close()"}},
+	"file without name":  {"btrfs", 8, plant{"internal/volumefs/temp.go", "t.fs.opts.NoUnnamedSync || unix.Fstatfs(t.fd(), &st) != nil", "unix.Fstatfs(t.fd(), &st) == nil {\n\t\treturn true\n\t}\n\tif true"}},
 }
 
 // TestPowerCutFindsAMissingSync: the test above fails for builds that lack one
-// sync.
+// sync, or sync a file too early.
 func TestPowerCutFindsAMissingSync(t *testing.T) {
 	for name, bug := range plants {
 		t.Run(name, func(t *testing.T) {
-			c := guestConfig{seed: 1, steps: 8, bug: &bug}
+			c := guestConfig{fs: bug.fs, seed: 1, steps: bug.steps, bug: &bug.plant}
 			r := record(t, c)
-			j := job{Seed: c.seed, Steps: c.steps, Stop: 1, Cuts: FlushCuts(r.log)}
-			bad, judged := judgeCuts(t, r, j)
+			bad, judged := judgeCuts(t, r, job{FS: c.fs, Seed: c.seed, Steps: c.steps, Stop: 1, Cuts: FlushCuts(r.log)})
 			if len(bad) == 0 {
 				t.Fatalf("%d cuts judged, nothing found", judged)
 			}
