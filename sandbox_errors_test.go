@@ -300,6 +300,7 @@ func testExitCodes(t *testing.T) {
 		"own code":               {[]string{"exec", "holder", "--", "sh", "-c", "exit 7"}, 7, ""},
 		"killed":                 {[]string{"exec", "holder", "--", "sh", "-c", "kill -9 $$"}, 137, ""},
 		"program not found":      {[]string{"exec", "holder", "--", "nosuch"}, 127, "msb: error: cannot run nosuch: "},
+		"empty name":             {[]string{"exec", "holder", "--", ""}, 127, "msb: error: cannot run "},
 		"path not found":         {[]string{"exec", "holder", "--", "/no/such"}, 127, "msb: error: cannot run /no/such: "},
 		"not executable":         {[]string{"exec", "holder", "--", "/etc/passwd"}, 126, "msb: error: cannot run /etc/passwd: "},
 		"a directory":            {[]string{"exec", "holder", "--", "/etc"}, 126, "msb: error: cannot run /etc: "},

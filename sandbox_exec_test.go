@@ -143,7 +143,7 @@ func (b *execBench) testFailures(t *testing.T) {
 		{"true", "bad_cwd", []msb.ExecOption{msb.WithExecCwd("/etc/passwd")}},
 		{"true", "user_setup_failed", []msb.ExecOption{msb.WithExecUser("nobody-of-this-name")}},
 		{"true", "bad_args", []msb.ExecOption{msb.WithExecEnv(map[string]string{"NUL": "\x00"})}},
-		{"", "bad_args", nil},
+		{"", "not_found", nil},
 	} {
 		_, err := b.sb.Exec(b.ctx, test.cmd, nil, test.opts...)
 		wantKind(t, err, msb.ErrExecFailed)

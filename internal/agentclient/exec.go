@@ -56,8 +56,12 @@ type Exec struct {
 }
 
 // StartExec starts a program over the connection, which belongs to it from then
-// on. It returns before the program runs: failures come as events.
+// on. It returns before the program runs: failures come as events. A command
+// line that no message can hold is an error of kind InvalidArgument.
 func (c *Conn) StartExec(ctx context.Context, req agentproto.Exec) (*Exec, error) {
+	if err := checkSize(&req); err != nil {
+		return nil, err
+	}
 	if err := c.next(); err != nil {
 		return nil, err
 	}
@@ -66,6 +70,28 @@ func (c *Conn) StartExec(ctx context.Context, req agentproto.Exec) (*Exec, error
 		return nil, lost(ctx, err)
 	}
 	return &Exec{c: c}, nil
+}
+
+// checkSize refuses what does not fit into a request.
+func checkSize(req *agentproto.Exec) error {
+	for what, n := range map[string]int{"arguments": len(req.Args), "environment variables": len(req.Env)} {
+		if n > agentproto.MaxElements {
+			return errdefs.New(errdefs.InvalidArgument, "%d %s: a command can have %d", n, what, agentproto.MaxElements).
+				WithHint("give them to the program's standard input, for example with xargs")
+		}
+	}
+	const overhead, perString = 1 << 10, 5 // bytes of the request itself and of each length, at most
+	size := overhead + len(req.Cmd)
+	for _, list := range [][]string{req.Args, req.Env} {
+		for _, s := range list {
+			size += perString + len(s)
+		}
+	}
+	if size > agentproto.MaxRequest {
+		return errdefs.New(errdefs.InvalidArgument, "command, arguments and environment of %d bytes: at most %d fit into a request", size, agentproto.MaxRequest).
+			WithHint("give the data to the program's standard input, or put it into a file")
+	}
+	return nil
 }
 
 // Recv returns the next event. After Exited or Failed it returns Done, for ever.

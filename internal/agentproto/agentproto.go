@@ -35,12 +35,17 @@ const (
 const (
 	MaxFrame       = 4 << 20 // largest frame on a client connection
 	MaxLinkFrame   = 64 << 10
+	MaxRequest     = 1 << 20  // frame of a client's request: a long command line
 	MaxData        = 60 << 10 // payload bytes of a data frame on the link
 	Window         = 256 << 10
 	Generation     = 7
 	PortName       = "msb.agent"
 	FrameHeaderLen = 4 + 4 + 1
 )
+
+// MaxElements is how many elements a list in a message may have: arguments,
+// variables.
+const MaxElements = 1 << 16
 
 // Message types of the peer's protocol.
 const (

@@ -120,9 +120,8 @@ func WriteFrame(w io.Writer, f Frame) error { return NewWriter(w, MaxFrame).Writ
 // Limits of decoding. Payloads are bounded by the frame; these bound what a
 // frame may make its reader allocate beyond its own length.
 const (
-	maxNesting  = 16
-	maxElements = 1 << 16
-	maxPairs    = 64
+	maxNesting = 16
+	maxPairs   = 64
 )
 
 var (
@@ -131,7 +130,7 @@ var (
 	decMode = must(cbor.DecOptions{
 		DupMapKey:        cbor.DupMapKeyEnforcedAPF,
 		MaxNestedLevels:  maxNesting,
-		MaxArrayElements: maxElements,
+		MaxArrayElements: MaxElements,
 		MaxMapPairs:      maxPairs,
 		TagsMd:           cbor.TagsForbidden,
 		UTF8:             cbor.UTF8DecodeInvalid,

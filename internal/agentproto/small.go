@@ -172,7 +172,7 @@ func optional[T any](c *cursor, take func() T) *T {
 // list takes an array.
 func list[T any](c *cursor, take func() T) []T {
 	n := c.head(majorArray)
-	if n > len(c.b) || n > maxElements { // an item has at least a byte
+	if n > len(c.b) || n > MaxElements { // an item has at least a byte
 		c.fail()
 		return nil
 	}

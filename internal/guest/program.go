@@ -121,7 +121,7 @@ func (a *agent) resolve(x *agentproto.Exec) (*program, error) {
 // checkStrings refuses what execve would silently cut.
 func checkStrings(p *program) error {
 	if p.argv[0] == "" {
-		return &execError{kindBadArgs, "empty command", unix.EINVAL}
+		return &execError{kindNotFound, "empty command", unix.ENOENT}
 	}
 	for _, list := range [][]string{p.argv, p.env, {p.dir}} {
 		for _, s := range list {

@@ -18,8 +18,8 @@ const (
 	maxClientBytes    = 16 << 20 // bytes queued per client and direction
 	idsPerClient      = 1 << 12
 	maxControlQueue   = 64
-	maxRequest        = 1 << 20 // bytes of a request of a client: a long command line
-	frameCost         = 128     // bytes that a queued frame costs beside its body
+	maxRequest        = agentproto.MaxRequest
+	frameCost         = 128 // bytes that a queued frame costs beside its body
 	// partingTime is for clients to take what is queued when the guest is gone.
 	// It is part of the two seconds in which a dead sandbox frees its locks.
 	partingTime = 300 * time.Millisecond
