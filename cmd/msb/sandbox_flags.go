@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -66,6 +67,9 @@ func (f *sandboxFlags) options(image string) ([]microsandbox.SandboxOption, erro
 		opts = append(opts, microsandbox.WithPullPolicy(p))
 	default:
 		return nil, usagef("--pull %q is not always, if-missing or never", f.pull)
+	}
+	if !slices.Contains([]string{"", "auto", "kvm", "tcg"}, f.accel) {
+		return nil, usagef("--accel %q is not auto, kvm or tcg", f.accel)
 	}
 	if f.insecure {
 		opts = append(opts, microsandbox.WithRegistryInsecure())

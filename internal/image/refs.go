@@ -66,7 +66,8 @@ func (s *Store) readRefs() (*refs, error) {
 	}
 	var r refs
 	if err := decodeJSON(raw, maxIndex, &r); err != nil {
-		return nil, errdefs.Wrap(errdefs.IO, err, "image index %s", s.indexPath())
+		return nil, errdefs.Wrap(errdefs.IO, err, "image index %s is damaged", s.indexPath()).
+			WithHint("move it away, then pull or load the images again")
 	}
 	if r.Version > refsVersion {
 		return nil, errdefs.New(errdefs.UnsupportedOperation, "image index %s has version %d, newer than %d", s.indexPath(), r.Version, refsVersion).

@@ -13,8 +13,10 @@ import (
 const (
 	codeBusy             = 5
 	codeReadonly         = 8
+	codeCorrupt          = 11
 	codeFull             = 13
 	codeCantOpen         = 14
+	codeNotADB           = 26
 	codeConstraintPK     = 1555
 	codeConstraintUnique = 2067
 	// codeHotJournal is SQLITE_READONLY_ROLLBACK: a killed writer left a
@@ -61,6 +63,9 @@ func (d *DB) wrap(err error, what string) error {
 	case codeReadonly, codeCantOpen:
 		return errdefs.Wrap(errdefs.IO, err, "%s: the home %s is not writable", what, d.home).
 			WithHint("set MSB_HOME to a directory that you may write to")
+	case codeCorrupt, codeNotADB:
+		return errdefs.Wrap(errdefs.IO, err, "%s: the records in %s are damaged", what, d.home).
+			WithHint("put a copy of %s back, or move it away: directories of volumes can be adopted then, see msb volume repair", d.home.DB())
 	case codeBusy:
 		return errdefs.Wrap(errdefs.IO, err, "%s: the records in %s are locked by another process", what, d.home)
 	}

@@ -49,7 +49,7 @@ func Open(ctx context.Context, h home.Dir) (*DB, error) {
 	}
 	if _, err := os.Stat(h.DB()); errors.Is(err, fs.ErrNotExist) {
 		if err := makeHome(ctx, h); err != nil {
-			return nil, errdefs.Wrap(errdefs.IO, err, "make the home %s", h)
+			return nil, h.Unusable(err)
 		}
 	}
 	d := newDB(h)

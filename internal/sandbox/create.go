@@ -58,7 +58,7 @@ func (st *Store) Create(ctx context.Context, spec *Spec) (*Running, error) {
 		return nil, err
 	}
 	if err := st.h.Ensure(); err != nil {
-		return nil, errdefs.Wrap(errdefs.IO, err, "make home %s", st.h)
+		return nil, st.h.Unusable(err)
 	}
 	l := &launch{st: st, spec: spec, msb: msb}
 	for _, step := range []func(context.Context) error{l.reserve, l.checkMounts, l.resolveImage, l.provision, l.store, l.format} {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/authn"
 
+	"github.com/microsandbox-go/microsandbox/internal/diskimg"
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	"github.com/microsandbox-go/microsandbox/internal/home"
 	"github.com/microsandbox-go/microsandbox/internal/mount"
@@ -82,8 +83,10 @@ func (s *Spec) Validate() error {
 		return bad("%d CPUs: 1 to %d can be given", s.CPUs, maxCPUs)
 	case s.MemoryMiB != 0 && s.MemoryMiB < minMemoryMiB:
 		return bad("%d MiB of memory: at least %d MiB are needed", s.MemoryMiB, minMemoryMiB)
+	case s.UpperMiB != 0 && s.UpperMiB < diskimg.MinSizeMiB:
+		return bad("a writable layer (OCI upper size) of %d MiB is too small for a file system: the smallest has %d MiB", s.UpperMiB, diskimg.MinSizeMiB)
 	case len(s.Hostname) > maxHostname || strings.ContainsAny(s.Hostname, " \t\n/"):
-		return bad("host name %q", s.Hostname)
+		return bad("host name %q: it can have %d bytes and neither blanks nor slashes", s.Hostname, maxHostname)
 	case s.Workdir != "" && !strings.HasPrefix(s.Workdir, "/"):
 		return bad("working directory %q is not absolute", s.Workdir)
 	case !slices.Contains([]string{"", "auto", "kvm", "tcg"}, s.Accel):

@@ -65,7 +65,8 @@ func (s *Store) ensure(ctx context.Context, sp Spec, asked Requested) (*Volume, 
 // matches compares an existing volume with what was asked for.
 func (sp Spec) matches(v *Volume, asked Requested) error {
 	differs := func(what string, has, want any) error {
-		return errdefs.New(errdefs.InvalidConfig, "volume %q already exists with %s %v, but %v was requested", v.Name, what, has, want)
+		return errdefs.New(errdefs.InvalidConfig, "volume %q already exists with %s %v, but %v was requested", v.Name, what, has, want).
+			WithHint("--mount-named %s:GUEST:create=existing (mode existing) mounts it as it is", v.Name)
 	}
 	kind := sp.Kind
 	if kind == "" {
