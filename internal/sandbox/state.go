@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/home"
 	"github.com/microsandbox-go/microsandbox/internal/mount"
 	"github.com/microsandbox-go/microsandbox/internal/records"
 	"github.com/microsandbox-go/microsandbox/internal/supervisor"
@@ -176,7 +177,7 @@ func (st *Store) discard(ctx context.Context, db *records.DB, rec *records.Sandb
 func (st *Store) lock(name string) (*os.File, error) {
 	for {
 		if err := os.MkdirAll(st.h.Sandbox(name), 0o700); err != nil {
-			return nil, errdefs.Wrap(errdefs.IO, err, "directory of sandbox %q", name)
+			return nil, home.WithHint(errdefs.Wrap(errdefs.IO, err, "directory of sandbox %q", name))
 		}
 		f, err := supervisor.Lock(st.h, name)
 		if !errors.Is(err, fs.ErrNotExist) {

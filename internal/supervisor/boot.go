@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -84,9 +85,20 @@ func handshake(link io.ReadWriter, in *agentproto.LinkReader, boot agentproto.Bo
 			if err := agentproto.Unmarshal(payload, &b); err != nil {
 				return nil, true, err
 			}
-			return nil, true, errdefs.New(errdefs.InvalidConfig, "guest could not set up %s: %s", b.Step, b.Message)
+			return nil, true, bootFailed(b)
 		}
 	}
+}
+
+// bootFailed is the error of a guest that could not set itself up.
+func bootFailed(b agentproto.BootFailed) error {
+	e := errdefs.New(errdefs.InvalidConfig, "guest could not set up %s: %s", b.Step, b.Message)
+	for _, errno := range []unix.Errno{unix.ENOTDIR, unix.EEXIST} { // of mkdir and mount
+		if strings.HasSuffix(b.Message, errno.Error()) {
+			return e.WithHint("the image has a file at this path, or above it: mount at another guest path, or use another image")
+		}
+	}
+	return e
 }
 
 func expect(in *agentproto.LinkReader, want string, into any) error {

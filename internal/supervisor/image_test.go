@@ -1,11 +1,13 @@
 package supervisor
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/microsandbox-go/microsandbox/internal/agentproto"
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	"github.com/microsandbox-go/microsandbox/internal/records"
 	"github.com/microsandbox-go/microsandbox/internal/volstore"
@@ -27,6 +29,19 @@ func TestShortImageIsRefused(t *testing.T) {
 		err := wholeImage(v, f)
 		if whole != (err == nil) || err != nil && (!errdefs.Is(err, errdefs.Filesystem) || !strings.Contains(err.Error(), `"dv"`)) {
 			t.Errorf("%d bytes: %v", size, err)
+		}
+	}
+}
+
+// TestBootFailedHints: a file of the image where a mount must be has a way out.
+func TestBootFailedHints(t *testing.T) {
+	for message, hint := range map[string]bool{
+		"not a directory": true, "mkdir /etc/passwd: not a directory": true, "mkdir /x: file exists": true, "no such device": false,
+	} {
+		var e *errdefs.Error
+		err := bootFailed(agentproto.BootFailed{Step: "mount /x", Message: message})
+		if !errors.As(err, &e) || (e.Hint != "") != hint || !strings.Contains(e.Msg, "mount /x: "+message) {
+			t.Errorf("%q: %+v", message, err)
 		}
 	}
 }
