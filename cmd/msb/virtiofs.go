@@ -166,7 +166,11 @@ func (o *virtiofsOptions) open() (*os.File, error) {
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: o.socket, Net: "unix"})
 	unix.Umask(old)
 	if err != nil {
-		return nil, errdefs.Wrap(errdefs.IO, err, "socket %s", o.socket)
+		e := errdefs.Wrap(errdefs.IO, err, "socket %s", o.socket)
+		if most := len(unix.RawSockaddrUnix{}.Path) - 1; len(o.socket) > most {
+			_ = e.WithHint("the path of a socket has at most %d bytes: use a shorter one, or --fd", most)
+		}
+		return nil, e
 	}
 	defer l.Close()
 	l.SetUnlinkOnClose(false)

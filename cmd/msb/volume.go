@@ -77,7 +77,7 @@ func contains(list []string, s string) bool {
 type labelsFlag map[string]string
 
 func (l *labelsFlag) String() string { return "" }
-func (l *labelsFlag) Type() string   { return "KEY=VALUE" }
+func (l *labelsFlag) Type() string   { return "KEY[=VALUE]" }
 
 func (l *labelsFlag) Set(s string) error {
 	key, value, _ := strings.Cut(s, "=")

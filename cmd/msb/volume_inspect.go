@@ -1,8 +1,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -47,6 +50,7 @@ func newVolumeInspectCmd() *cobra.Command {
 					return err
 				}
 			}
+			warnOfMissingImage(cmd.ErrOrStderr(), h)
 			if format == formatJSON {
 				return printJSON(cmd.OutOrStdout(), inspectVolume(h, holders))
 			}
@@ -55,6 +59,18 @@ func newVolumeInspectCmd() *cobra.Command {
 	}
 	formatFlag(cmd, &format)
 	return cmd
+}
+
+// warnOfMissingImage says so when a disk volume has lost its image: the record
+// alone looks healthy.
+func warnOfMissingImage(w io.Writer, h *microsandbox.VolumeHandle) {
+	path := h.DiskPath()
+	if h.BackendKind() != microsandbox.BackendLocal || path == nil {
+		return
+	}
+	if _, err := os.Lstat(*path); errors.Is(err, fs.ErrNotExist) {
+		fmt.Fprintf(w, "msb: volume %q is damaged: its image %s is missing\n", h.Name(), printable(*path))
+	}
 }
 
 func inspectVolume(h *microsandbox.VolumeHandle, holders []microsandbox.VolumeHolder) volumeDetails {

@@ -158,6 +158,7 @@ var (
 	errRoot   = &refusal{text: "is the volume's root directory", errno: unix.EBUSY}
 	errSame   = &refusal{text: "source and destination are the same file", errno: unix.EINVAL}
 	errNUL    = &refusal{text: "path contains a NUL byte", errno: unix.EINVAL}
+	errSlash  = &refusal{text: "a path that ends with a slash is a directory's", errno: unix.EISDIR, hint: "name the file in it"}
 	errIsDir  = &refusal{text: "is a directory", errno: unix.EISDIR}
 	errNotDir = &refusal{text: "is not a directory", errno: unix.ENOTDIR}
 )

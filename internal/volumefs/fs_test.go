@@ -37,6 +37,9 @@ func TestReadWrite(t *testing.T) {
 			wantErr(t, err, unix.EISDIR)
 			wantErr(t, v.Write(ctx, p, nil, WriteOptions{}), unix.EISDIR)
 		}
+		wantErr(t, v.Write(ctx, "new/", nil, WriteOptions{}), unix.EISDIR)
+		_, err = v.OpenWrite(ctx, "/new/", WriteOptions{})
+		wantErr(t, err, unix.EISDIR)
 		wantErr(t, v.Write(ctx, "config/app.json/x", nil, WriteOptions{}), unix.ENOTDIR)
 		_, err = v.Read(ctx, "a\x00b")
 		wantErr(t, err, unix.EINVAL)

@@ -32,11 +32,15 @@ type WriteOptions struct {
 // owner and user attributes of the old file are kept, setuid, setgid and
 // security.capability are dropped; other names of the old file, and who has it
 // open, keep the old content. Last links are followed inside the volume; one
-// that leads to nothing gets a file made there.
+// that leads to nothing gets a file made there. A path that ends with a slash is
+// refused.
 func (f *FS) Write(ctx context.Context, path string, data []byte, o WriteOptions) error {
 	rel, err := f.begin(ctx, "write", path)
 	if err != nil {
 		return err
+	}
+	if err := fileName(path); err != nil {
+		return f.end("write", path, err)
 	}
 	return f.end("write", path, f.write(rel, data, o))
 }
@@ -150,6 +154,9 @@ func (f *FS) OpenWrite(ctx context.Context, path string, o WriteOptions) (*Write
 	rel, err := f.begin(ctx, "write", path)
 	if err != nil {
 		return nil, err
+	}
+	if err := fileName(path); err != nil {
+		return nil, f.end("write", path, err)
 	}
 	r, err := f.newReplacement(rel)
 	if err := f.end("write", path, err); err != nil {
