@@ -107,9 +107,7 @@ type guestConfig struct {
 // record boots a guest that carries out a plan and returns what it wrote.
 func record(t *testing.T, c guestConfig) *recording {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		vmtest.Missing(t, "root, to mount disk images")
-	}
+	needLoop(t)
 	vmtest.Seed(t)
 	needFileSystem(t, fileSystems[c.fs].kind)
 	dir := scratch(t)
@@ -146,22 +144,31 @@ func record(t *testing.T, c guestConfig) *recording {
 	return r
 }
 
+// needLoop skips where disk images cannot be mounted.
+func needLoop(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		vmtest.Missing(t, "root, to mount disk images")
+	}
+	f, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		vmtest.Missing(t, "loop devices: %v", err)
+	}
+	f.Close()
+}
+
 // needFileSystem skips where this host cannot make or mount a file system. Only
-// ext4 is required in CI.
+// ext4 is required, as for the tests of disk volumes.
 func needFileSystem(t *testing.T, kind string) {
 	t.Helper()
-	known, err := os.ReadFile("/proc/filesystems")
-	if err == nil && !bytes.Contains(known, []byte("\t"+kind+"\n")) {
-		err = fmt.Errorf("%s in this kernel", kind)
-	}
 	if kind == "ext4" {
-		return // the tests of disk volumes need it as well
+		return
 	}
-	if err == nil {
-		_, err = exec.LookPath("mkfs." + kind)
-	}
-	if err != nil {
+	if _, err := exec.LookPath("mkfs." + kind); err != nil {
 		t.Skipf("missing: %v", err)
+	}
+	if known, err := os.ReadFile("/proc/filesystems"); err != nil || !bytes.Contains(known, []byte("\t"+kind+"\n")) {
+		t.Skipf("missing: %s in this kernel (%v)", kind, err)
 	}
 }
 

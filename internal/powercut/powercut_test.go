@@ -65,7 +65,7 @@ func runs(t *testing.T) []run {
 // writes since the last one dropped or torn.
 func TestPowerCut(t *testing.T) {
 	for _, r := range runs(t) {
-		t.Run(fmt.Sprintf("%s/%d", r.fs, r.seed), func(t *testing.T) { r.judge(t) })
+		t.Run(fmt.Sprintf("%s seed %d", r.fs, r.seed), func(t *testing.T) { r.judge(t) })
 	}
 }
 

@@ -105,16 +105,20 @@ func (s *Store) settleRenamed(ctx context.Context, db *records.DB, st *staging, 
 	_, err := db.VolumeByID(ctx, r.ID)
 	if errdefs.Is(err, errdefs.VolumeNotFound) {
 		id, ok, err := identityAt(s.home.Volume(r.Name))
+		removed := false
+		if err == nil {
+			removed, err = wasRemoved(ctx, db, r.ID)
+		}
 		if err != nil {
 			st.done = true
 			return err
 		}
-		taken := false
-		if ok && id.Same(r.Identity) {
+		ours := ok && id.Same(r.Identity) && !removed
+		if ours {
 			err = db.InsertVolume(ctx, r)
-			taken = errdefs.Is(err, errdefs.VolumeAlreadyExists)
+			ours = !errdefs.Is(err, errdefs.VolumeAlreadyExists)
 		}
-		if !ok || !id.Same(r.Identity) || taken {
+		if !ours {
 			out.add(Finding{Kind: FoundStaging, ID: r.ID, Name: r.Name, Path: st.path, Action: "dropped an undone creation"})
 			return nil
 		}
@@ -137,6 +141,14 @@ func (s *Store) settleRenamed(ctx context.Context, db *records.DB, st *staging, 
 		st.done = false // published before: this is a remainder
 	}
 	return nil
+}
+
+// wasRemoved reports whether a volume without a record had one. Its staging
+// directory may have come back: after a power cut the commit of its removal may
+// stand without the rename that ended its creation, which nobody synced.
+func wasRemoved(ctx context.Context, db *records.DB, id string) (bool, error) {
+	tombs, err := db.Tombstones(ctx)
+	return slices.ContainsFunc(tombs, func(t records.Tombstone) bool { return t.ID == id }), err
 }
 
 // settleTombstones finishes removals: whatever still lies at the name or in
