@@ -262,8 +262,12 @@ func testTaken(t *testing.T, h home.Dir) {
 		kind  microsandbox.ErrorKind
 		inUse bool
 	}{
-		"name":                   {func() error { _, err := microsandbox.CreateSandbox(ctx, "holder", image); return err }, microsandbox.ErrSandboxAlreadyExists, false},
-		"disk in two sandboxes":  {func() error { _, err := microsandbox.CreateSandbox(ctx, "second", image, withDisk); return err }, microsandbox.ErrInvalidConfig, true},
+		"name":                  {func() error { _, err := microsandbox.CreateSandbox(ctx, "holder", image); return err }, microsandbox.ErrSandboxAlreadyExists, false},
+		"disk in two sandboxes": {func() error { _, err := microsandbox.CreateSandbox(ctx, "second", image, withDisk); return err }, microsandbox.ErrInvalidConfig, true},
+		"disk taken for a directory": {func() error {
+			_, err := microsandbox.CreateSandbox(ctx, "second", append(mounts("/x", microsandbox.Mount.NamedWith("disk", microsandbox.MountOptions{}, microsandbox.NamedVolumeOptions{Mode: microsandbox.NamedVolumeModeEnsureExists})), image)...)
+			return err
+		}, microsandbox.ErrInvalidConfig, false},
 		"remove attached volume": {func() error { return microsandbox.RemoveVolume(ctx, "files") }, microsandbox.ErrInvalidConfig, true},
 		"remove attached disk":   {func() error { return microsandbox.RemoveVolume(ctx, "disk") }, microsandbox.ErrInvalidConfig, true},
 		"remove running sandbox": {func() error { return microsandbox.RemoveSandbox(ctx, "holder") }, microsandbox.ErrSandboxStillRunning, false},
