@@ -6,8 +6,8 @@
 // A log is what QEMU's block driver blklogwrites recorded: every write of the
 // guest in the order in which it was completed, and every flush. A cut is a
 // moment in it: all entries before the last completed flush are on the disk,
-// each entry after it is on the disk, or not, or in part. An [Image] is the
-// disk as a cut leaves it.
+// each entry after it is on the disk, or not, or in part. An image is the
+// disk as a cut leaves it. All three are in writelog.
 //
 // # One run, end to end
 //

@@ -18,6 +18,7 @@ import (
 
 	"github.com/microsandbox-go/microsandbox"
 	"github.com/microsandbox-go/microsandbox/internal/kernel"
+	"github.com/microsandbox-go/microsandbox/internal/powercut/writelog"
 )
 
 // The guest's side: this test binary as PID 1.
@@ -197,11 +198,11 @@ func (a *acknowledger) say(step int) error {
 
 // acknowledged returns for each entry of a log how many steps had returned when
 // it was made.
-func acknowledged(log []Entry) ([]int, error) {
+func acknowledged(log []writelog.Entry) ([]int, error) {
 	out, last := make([]int, len(log)+1), 0
 	for i := range log {
 		out[i] = last
-		if e := &log[i]; e.Offset >= ackOffset && e.writes() {
+		if e := &log[i]; e.Offset >= ackOffset && e.Writes() {
 			text, ok := bytes.CutPrefix(bytes.TrimRight(e.Data, "\x00"), []byte(ackMagic))
 			n, err := strconv.Atoi(string(text))
 			if !ok || err != nil || n != last+1 {

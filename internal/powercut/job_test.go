@@ -14,6 +14,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/microsandbox-go/microsandbox/internal/powercut/writelog"
 )
 
 // jobEnv names the file that tells a process of this binary which cuts to judge.
@@ -27,7 +29,7 @@ type job struct {
 	FS    string // see fileSystems
 	Seed  uint64
 	Steps int
-	Cuts  []Cut
+	Cuts  []writelog.Cut
 	All   bool // see judge
 	Fsck  string
 	Stop  int // after so many cuts with faults; 0: never
@@ -36,7 +38,7 @@ type job struct {
 // outcome is what was found at one cut. The error says that nothing could be
 // judged.
 type outcome struct {
-	Cut    Cut
+	Cut    writelog.Cut
 	Acked  int
 	Faults []string
 	Error  string
@@ -144,7 +146,7 @@ type judging struct {
 	judge
 	acked  []int
 	worlds []world // after each step; worlds[0] is empty
-	image  *Image
+	image  *writelog.Image
 	disk   *loopDisk
 	fs     fileSystem
 	at     string
@@ -159,11 +161,11 @@ func newJudging(j job) (*judging, error) {
 	if err != nil {
 		return nil, err
 	}
-	log, err := ParseLog(b, diskBytes)
+	log, err := writelog.Parse(b, diskBytes)
 	if err != nil {
 		return nil, err
 	}
-	w := &judging{judge: judge{plan: newPlan(j.Seed, j.Steps), all: j.All, fsck: j.Fsck}, image: NewImage(base, log), fs: fileSystems[j.FS]}
+	w := &judging{judge: judge{plan: newPlan(j.Seed, j.Steps), all: j.All, fsck: j.Fsck}, image: writelog.NewImage(base, log), fs: fileSystems[j.FS]}
 	w.image.Tear = w.fs.tear
 	if w.acked, err = acknowledged(log); err != nil {
 		return nil, err
@@ -180,7 +182,7 @@ func newJudging(j job) (*judging, error) {
 }
 
 // cut judges the disk of one cut.
-func (w *judging) cut(c Cut) (o outcome) {
+func (w *judging) cut(c writelog.Cut) (o outcome) {
 	o = outcome{Cut: c, Acked: w.acked[c.Issued]}
 	var next *step
 	if o.Acked < len(w.plan.steps) {

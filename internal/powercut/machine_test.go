@@ -21,6 +21,7 @@ import (
 
 	"github.com/microsandbox-go/microsandbox/internal/home"
 	"github.com/microsandbox-go/microsandbox/internal/kernel"
+	"github.com/microsandbox-go/microsandbox/internal/powercut/writelog"
 	"github.com/microsandbox-go/microsandbox/internal/storetest"
 	"github.com/microsandbox-go/microsandbox/internal/vmm/qemu"
 	"github.com/microsandbox-go/microsandbox/internal/vmtest"
@@ -91,7 +92,7 @@ func buildInit(t *testing.T, bug *plant) []byte {
 type recording struct {
 	dir    string // holds base.img and disk.log
 	base   []byte
-	log    []Entry
+	log    []writelog.Entry
 	acked  []int // see acknowledged
 	report string
 }
@@ -129,7 +130,7 @@ func record(t *testing.T, c guestConfig) *recording {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r.log, err = ParseLog(b, diskBytes); err != nil {
+	if r.log, err = writelog.Parse(b, diskBytes); err != nil {
 		t.Fatal(err)
 	}
 	if r.acked, err = acknowledged(r.log); err != nil {

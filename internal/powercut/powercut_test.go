@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"testing"
 	"time"
+
+	"github.com/microsandbox-go/microsandbox/internal/powercut/writelog"
 )
 
 // TestMain lets this binary be PID 1 of the guest, and the processes that judge.
@@ -74,11 +76,11 @@ func (r run) judge(t *testing.T) {
 	began := time.Now()
 	rec := record(t, r.guestConfig)
 	recorded := time.Since(began)
-	flushes := FlushCuts(rec.log)
+	flushes := writelog.FlushCuts(rec.log)
 	if want := flushesPerStep * r.steps; len(flushes) < want {
 		t.Errorf("the log has %d flushes after writes, want %d", len(flushes), want)
 	}
-	for what, cuts := range map[string][]Cut{"flush": flushes, "random": RandomCuts(rec.log, r.random, r.seed)} {
+	for what, cuts := range map[string][]writelog.Cut{"flush": flushes, "random": writelog.RandomCuts(rec.log, r.random, r.seed)} {
 		bad, judged := judgeCuts(t, rec, job{FS: r.fs, Seed: r.seed, Steps: r.steps, Fsck: tool(t, "e2fsck"), All: r.all, Cuts: cuts})
 		if judged != len(cuts) {
 			t.Errorf("%d of %d %s cuts judged", judged, len(cuts), what)
@@ -114,7 +116,7 @@ func TestPowerCutFindsAMissingSync(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c := guestConfig{fs: bug.fs, seed: 1, steps: bug.steps, bug: &bug.plant}
 			r := record(t, c)
-			bad, judged := judgeCuts(t, r, job{FS: c.fs, Seed: c.seed, Steps: c.steps, Stop: 1, Cuts: FlushCuts(r.log)})
+			bad, judged := judgeCuts(t, r, job{FS: c.fs, Seed: c.seed, Steps: c.steps, Stop: 1, Cuts: writelog.FlushCuts(r.log)})
 			if len(bad) == 0 {
 				t.Fatalf("%d cuts judged, nothing found", judged)
 			}

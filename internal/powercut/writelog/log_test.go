@@ -1,4 +1,4 @@
-package powercut
+package writelog
 
 import (
 	"bytes"
@@ -9,7 +9,7 @@ import (
 
 const testDisk = 64 << 10
 
-// encodeLog is the other direction of ParseLog, for 512-byte sectors.
+// encodeLog is the other direction of Parse, for 512-byte sectors.
 func encodeLog(entries ...Entry) []byte {
 	le := binary.LittleEndian
 	b := make([]byte, minSector)
@@ -39,13 +39,13 @@ func write(offset int64, fill byte, sectors int) Entry {
 	return Entry{Offset: offset, Length: int64(sectors) * minSector, Data: bytes.Repeat([]byte{fill}, sectors*minSector)}
 }
 
-func TestParseLog(t *testing.T) {
+func TestParse(t *testing.T) {
 	whole := encodeLog(write(0, 1, 1), Entry{Flush: true}, write(testDisk-1024, 2, 2),
 		Entry{Offset: 512, Length: 1024, Discard: true}, Entry{Mark: true, Data: []byte("note")}, write(0, 3, 1))
-	entries, err := ParseLog(whole, testDisk)
+	entries, err := Parse(whole, testDisk)
 	if err != nil || len(entries) != 6 || !entries[1].Flush || entries[2].Data[0] != 2 ||
 		!entries[3].Discard || string(entries[4].Data) != "note" || entries[5].Data[511] != 3 {
-		t.Fatalf("ParseLog = %+v, %v", entries, err)
+		t.Fatalf("Parse = %+v, %v", entries, err)
 	}
 	change := func(at int, v uint64) []byte {
 		b := bytes.Clone(whole)
@@ -68,24 +68,24 @@ func TestParseLog(t *testing.T) {
 		"cut short":        whole[:len(whole)-1],
 		"header cut short": whole[:minSector+16],
 	} {
-		if _, err := ParseLog(b, testDisk); !errors.Is(err, errLog) {
+		if _, err := Parse(b, testDisk); !errors.Is(err, errLog) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 }
 
-// FuzzParseLog: a log is foreign bytes. It may be refused; entries that are
+// FuzzParse: a log is foreign bytes. It may be refused; entries that are
 // accepted lie within the disk and within the log.
-func FuzzParseLog(f *testing.F) {
+func FuzzParse(f *testing.F) {
 	f.Add(encodeLog(write(0, 1, 1), Entry{Flush: true}, Entry{Offset: 512, Length: 512, Discard: true}))
 	f.Add(encodeLog(Entry{Mark: true, Data: []byte("note")}))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		entries, err := ParseLog(b, testDisk)
+		entries, err := Parse(b, testDisk)
 		if err != nil {
 			return
 		}
 		for i, e := range entries {
-			if e.Offset < 0 || e.Length < 0 || e.Offset+e.Length > testDisk || (e.writes() && !e.Discard && int64(len(e.Data)) != e.Length) {
+			if e.Offset < 0 || e.Length < 0 || e.Offset+e.Length > testDisk || (e.Writes() && !e.Discard && int64(len(e.Data)) != e.Length) {
 				t.Fatalf("entry %d: %d bytes at %d, %d of data", i, e.Length, e.Offset, len(e.Data))
 			}
 		}

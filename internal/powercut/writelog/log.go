@@ -1,4 +1,7 @@
-package powercut
+// Package writelog reads what QEMU's block driver blklogwrites recorded of a
+// disk, and makes the disk as a loss of power at any moment would leave it. It
+// is a part of the power-cut test, by itself so that its fuzzing is fast.
+package writelog
 
 import (
 	"encoding/binary"
@@ -27,7 +30,7 @@ const (
 	maxSector   = 64 << 10
 )
 
-// errLog is matched by every error of [ParseLog].
+// errLog is matched by every error of [Parse].
 var errLog = errors.New("write log")
 
 // Entry is one thing that a disk completed: a flush, a write, a discard or a
@@ -43,13 +46,13 @@ type Entry struct {
 	Mark    bool // Data is a note, not a write
 }
 
-// writes reports whether an entry changes the disk.
-func (e *Entry) writes() bool { return e.Length > 0 && !e.Mark }
+// Writes reports whether an entry changes the disk.
+func (e *Entry) Writes() bool { return e.Length > 0 && !e.Mark }
 
-// ParseLog reads a log of writes to a disk of diskBytes. The entries share
+// Parse reads a log of writes to a disk of diskBytes. The entries share
 // memory with b. A log that was cut short, or that names anything outside the
 // disk, is an error.
-func ParseLog(b []byte, diskBytes int64) ([]Entry, error) {
+func Parse(b []byte, diskBytes int64) ([]Entry, error) {
 	if len(b) < superBytes {
 		return nil, fmt.Errorf("%w: %d bytes are no super block", errLog, len(b))
 	}

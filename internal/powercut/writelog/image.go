@@ -1,4 +1,4 @@
-package powercut
+package writelog
 
 import (
 	"encoding/binary"
@@ -21,7 +21,7 @@ func FlushCuts(log []Entry) []Cut {
 			cuts = append(cuts, Cut{Flushed: i + 1, Issued: i + 1})
 			dirty = false
 		}
-		dirty = dirty || log[i].writes()
+		dirty = dirty || log[i].Writes()
 	}
 	return cuts
 }
@@ -36,7 +36,7 @@ func RandomCuts(log []Entry, n int, seed uint64) []Cut {
 		if log[i].Flush {
 			flushed = i + 1
 		}
-		if log[i].writes() && !log[i].FUA && !log[i].Flush {
+		if log[i].Writes() && !log[i].FUA && !log[i].Flush {
 			open = append(open, Cut{Flushed: flushed, Issued: i + 1})
 		}
 	}
@@ -128,7 +128,7 @@ func part(r *rand.Rand, length, unit int64) (from, to int64) {
 
 // apply writes the bytes from..to of an entry, remembering what was there if asked.
 func (m *Image) apply(e *Entry, from, to int64, remember bool) {
-	if !e.writes() || from >= to {
+	if !e.Writes() || from >= to {
 		return
 	}
 	at := m.data[e.Offset+from : e.Offset+to]
