@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/microsandbox-go/microsandbox/internal/powercut"
+	"github.com/microsandbox-go/microsandbox/internal/powercut/writelog"
 	"github.com/microsandbox-go/microsandbox/internal/storetest"
 	"github.com/microsandbox-go/microsandbox/internal/vmm/qemu"
 )
@@ -88,7 +88,7 @@ func TestGrowKilledAtEveryStep(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		log, err := powercut.ParseLog(b, v.to)
+		log, err := writelog.Parse(b, v.to)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -140,7 +140,7 @@ type replay struct {
 	t     *testing.T
 	v     *volume
 	base  string // the image before the log
-	log   []powercut.Entry
+	log   []writelog.Entry
 	files map[string][]byte
 }
 
@@ -277,7 +277,7 @@ func (r *replay) compare(v *volume, files map[string][]byte) error {
 }
 
 // apply does the writes of log entries to an image.
-func apply(t *testing.T, path string, log []powercut.Entry) {
+func apply(t *testing.T, path string, log []writelog.Entry) {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
