@@ -80,7 +80,8 @@ func (r run) judge(t *testing.T) {
 	if want := flushesPerStep * r.steps; len(flushes) < want {
 		t.Errorf("the log has %d flushes after writes, want %d", len(flushes), want)
 	}
-	for what, cuts := range map[string][]writelog.Cut{"flush": flushes, "random": writelog.RandomCuts(rec.log, r.random, r.seed)} {
+	findings, random := 0, writelog.RandomCuts(rec.log, r.random, r.seed)
+	for what, cuts := range map[string][]writelog.Cut{"flush": flushes, "random": random} {
 		bad, judged := judgeCuts(t, rec, job{FS: r.fs, Seed: r.seed, Steps: r.steps, Fsck: tool(t, "e2fsck"), All: r.all, Cuts: cuts})
 		if judged != len(cuts) {
 			t.Errorf("%d of %d %s cuts judged", judged, len(cuts), what)
@@ -88,9 +89,11 @@ func (r run) judge(t *testing.T) {
 		for _, o := range bad[:min(len(bad), 10)] {
 			t.Errorf("%s cut %+v, %d steps acknowledged: %q", what, o.Cut, o.Acked, o.Faults)
 		}
-		t.Logf("%d %s cuts, %d with faults", judged, what, len(bad))
+		findings += len(bad)
 	}
 	t.Logf("%d entries in the log; recorded in %s, judged in %s", len(rec.log), recorded, time.Since(began)-recorded)
+	t.Logf("soak: part=cuts fs=%s seed=%d steps=%d flushes=%d subsets=%d findings=%d seconds=%.0f",
+		r.fs, r.seed, r.steps, len(flushes), len(random), findings, time.Since(began).Seconds())
 }
 
 // plants are builds with one sync left out. On ext4 nobody misses the syncs of
