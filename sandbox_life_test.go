@@ -14,6 +14,7 @@ import (
 
 	msb "github.com/microsandbox-go/microsandbox"
 	"github.com/microsandbox-go/microsandbox/internal/home"
+	"github.com/microsandbox-go/microsandbox/internal/prereq"
 	"github.com/microsandbox-go/microsandbox/internal/vmtest"
 )
 
@@ -146,7 +147,7 @@ func need(t testing.TB, program string) string {
 			return p
 		}
 	}
-	vmtest.Missing(t, "%s", program)
+	prereq.Missing(t, "%s", program)
 	return ""
 }
 

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	msb "github.com/microsandbox-go/microsandbox"
+	"github.com/microsandbox-go/microsandbox/internal/prereq"
 	"github.com/microsandbox-go/microsandbox/internal/vmtest"
 )
 
@@ -374,7 +375,7 @@ func (b *mountBench) testOff(t *testing.T) {
 	override := make([]byte, 20)
 	override[0], override[4], override[12], override[13] = 1, 99, 0o600&0xff, 0x81
 	if err := unix.Setxattr(file, "user.msb.override_stat", override, 0); err != nil {
-		vmtest.Missing(t, "user attributes in %s: %v", filepath.Dir(file), err)
+		prereq.Missing(t, "user attributes in %s: %v", filepath.Dir(file), err)
 	}
 	uid := os.Getuid()
 	if uid == 0 {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	msb "github.com/microsandbox-go/microsandbox"
+	"github.com/microsandbox-go/microsandbox/internal/prereq"
 	"github.com/microsandbox-go/microsandbox/internal/vmtest"
 )
 
@@ -342,12 +343,12 @@ func TestHostsOfMounts(t *testing.T) {
 	h := vmtest.Home(t)
 	ctx := testContext(t)
 	if os.Getuid() != 0 {
-		vmtest.Missing(t, "root, to mount a ramfs")
+		prereq.Missing(t, "root, to mount a ramfs")
 	}
 	plain := filepath.Join(t.TempDir(), "plain")
 	ok(t, os.Mkdir(plain, 0o755))
 	if err := unix.Mount("none", plain, "ramfs", unix.MS_NODEV|unix.MS_NOSUID, "mode=0755"); err != nil {
-		vmtest.Missing(t, "a mount of ramfs: %v", err)
+		prereq.Missing(t, "a mount of ramfs: %v", err)
 	}
 	t.Cleanup(func() { ok(t, unix.Unmount(plain, 0)) })
 	ok(t, os.WriteFile(filepath.Join(plain, "hello"), []byte("seeded\n"), 0o640))

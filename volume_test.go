@@ -5,13 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"reflect"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/microsandbox-go/microsandbox/internal/prereq"
 )
 
 // useHome gives the test a home of its own, not yet made, through the
@@ -50,21 +51,10 @@ func wantErrKind(t testing.TB, err error, kind ErrorKind) {
 	}
 }
 
-// needMkfs skips where disk volumes cannot be made.
+// needMkfs demands what makes disk volumes.
 func needMkfs(t testing.TB) {
 	t.Helper()
-	if _, err := exec.LookPath("mkfs.ext4"); err == nil {
-		return
-	}
-	for _, p := range []string{"/sbin/mkfs.ext4", "/usr/sbin/mkfs.ext4"} {
-		if _, err := os.Stat(p); err == nil {
-			return
-		}
-	}
-	if os.Getenv("CI") == "true" {
-		t.Fatal("mkfs.ext4 is missing: install e2fsprogs")
-	}
-	t.Skip("mkfs.ext4 is missing: install e2fsprogs")
+	prereq.Program(t, "mkfs.ext4", "e2fsprogs")
 }
 
 // TestCreateVolume: SV-02, T-54, B-12, B-13.

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
 	"github.com/microsandbox-go/microsandbox"
+	"github.com/microsandbox-go/microsandbox/internal/prereq"
 	"github.com/microsandbox-go/microsandbox/internal/vmtest"
 )
 
@@ -45,7 +46,7 @@ func serveImage(t *testing.T) string {
 	seed := vmtest.Seed(t)
 	idx, err := layout.ImageIndexFromPath(filepath.Join(filepath.Dir(string(seed)), "demo-image"))
 	if err != nil {
-		vmtest.Missing(t, "the demo image's OCI layout: %v", err)
+		prereq.Missing(t, "the demo image's OCI layout: %v", err)
 	}
 	m, err := idx.IndexManifest()
 	if err != nil || len(m.Manifests) == 0 {

@@ -15,17 +15,18 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/prereq"
 	"github.com/microsandbox-go/microsandbox/internal/storetest"
 )
 
 func needTools(t *testing.T) (e2fsck string) {
 	t.Helper()
 	if _, err := findTool("mkfs.ext4"); err != nil {
-		storetest.Missing(t, "mkfs.ext4 (package e2fsprogs)")
+		prereq.Missing(t, "mkfs.ext4 (package e2fsprogs)")
 	}
 	e2fsck, err := findTool("e2fsck")
 	if err != nil {
-		storetest.Missing(t, "e2fsck (package e2fsprogs)")
+		prereq.Missing(t, "e2fsck (package e2fsprogs)")
 	}
 	return e2fsck
 }
@@ -64,9 +65,7 @@ func TestFormatExt4Mounts(t *testing.T) {
 		if err := errors.Join(FormatExt4(t.Context(), path, size, FormatOptions{}), os.Mkdir(at, 0o700)); err != nil {
 			t.Fatal(err)
 		}
-		if out, err := exec.Command("mount", "-o", "loop", path, at).CombinedOutput(); err != nil {
-			t.Skipf("missing: loop devices (%v: %s)", err, out)
-		}
+		prereq.LoopMount(t, path, at, "rw")
 		content := make([]byte, 800<<10)
 		err := os.WriteFile(filepath.Join(at, "file"), content, 0o600)
 		if err := errors.Join(err, unix.Unmount(at, 0)); err != nil {
@@ -218,7 +217,7 @@ func TestOpenRawRefuses(t *testing.T) {
 func TestOpenRawAgainstQEMU(t *testing.T) {
 	qemuIO, err := exec.LookPath("qemu-io")
 	if err != nil {
-		storetest.Missing(t, "qemu-io (package qemu-utils)")
+		prereq.Missing(t, "qemu-io (package qemu-utils)")
 	}
 	path := filepath.Join(t.TempDir(), "i.raw")
 	if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	w "github.com/microsandbox-go/microsandbox/internal/fusewire"
+	"github.com/microsandbox-go/microsandbox/internal/prereq"
 )
 
 // serveEnv holds the Config of a process that serves /dev/fuse (descriptor 3)
@@ -54,12 +55,10 @@ func serveFuse(config string) int {
 // kernel without the guest.
 func mountShare(t *testing.T, cfg Config) (mnt, dir string) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("mounting needs root")
-	}
+	prereq.Root(t, "mount")
 	dev, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
 	if err != nil {
-		missing(t, "/dev/fuse: %v", err)
+		prereq.Missing(t, "/dev/fuse: %v", err)
 	}
 	defer dev.Close()
 	dir, mnt = t.TempDir(), t.TempDir()
@@ -68,7 +67,7 @@ func mountShare(t *testing.T, cfg Config) (mnt, dir string) {
 	}
 	opts := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other", dev.Fd())
 	if err := unix.Mount("share", mnt, "fuse.msbtest", unix.MS_NOSUID|unix.MS_NODEV, opts); err != nil {
-		missing(t, "a mount of type fuse: %v", err)
+		prereq.Missing(t, "a mount of type fuse: %v", err)
 	}
 	root, err := os.Open(dir)
 	if err != nil {

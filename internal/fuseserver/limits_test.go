@@ -14,6 +14,7 @@ import (
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	w "github.com/microsandbox-go/microsandbox/internal/fusewire"
+	"github.com/microsandbox-go/microsandbox/internal/prereq"
 )
 
 // TestReadonlyTable: every opcode that is not said to be harmless is refused,
@@ -240,9 +241,7 @@ func TestReconnect(t *testing.T) {
 // TestSubmounts: another mount in the share has inodes of its own, even where
 // it shows the same directory, and is announced.
 func TestSubmounts(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("mounting needs root")
-	}
+	prereq.Root(t, "mount")
 	s := newShare(t, nil)
 	for _, d := range []string{"a", "b"} {
 		if err := os.Mkdir(s.host(d), 0o755); err != nil {
@@ -250,7 +249,7 @@ func TestSubmounts(t *testing.T) {
 		}
 	}
 	if err := unix.Mount(s.host("a"), s.host("b"), "", unix.MS_BIND, ""); err != nil {
-		missing(t, "a bind mount: %v", err)
+		prereq.Missing(t, "a bind mount: %v", err)
 	}
 	defer unix.Unmount(s.host("b"), unix.MNT_DETACH)
 	a, b := s.mustLookup(rootID, "a"), s.mustLookup(rootID, "b")
@@ -386,9 +385,7 @@ func asError(err error, e **errdefs.Error) bool {
 
 // TestAsOrdinaryUser runs the package's tests in a process of uid 65534.
 func TestAsOrdinaryUser(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to become an ordinary user")
-	}
+	prereq.Root(t, "become an ordinary user")
 	dir, err := os.MkdirTemp("/tmp", "fuseserver-user")
 	if err != nil {
 		t.Fatal(err)

@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	w "github.com/microsandbox-go/microsandbox/internal/fusewire"
+	"github.com/microsandbox-go/microsandbox/internal/prereq"
 )
 
 func hostMode(t testing.TB, path string) uint32 {
@@ -34,8 +35,8 @@ func TestHostPermissions(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			if tt.asRoot && os.Geteuid() != 0 {
-				t.Skip("needs root")
+			if tt.asRoot {
+				prereq.Root(t, "give files away")
 			}
 			s := newShare(t, func(c *Config) { c.StatVirt, c.HostPerms, c.AsRoot = tt.virt, tt.perms, tt.asRoot })
 			f, _ := s.mustCreate(rootID, "f", 0o4715)
@@ -81,8 +82,8 @@ func TestReadOnlyModeIsWritableByItsCreator(t *testing.T) {
 
 func TestOwners(t *testing.T) {
 	eachVirt(t, func(t *testing.T, virt string) {
-		if virt == "off" && os.Geteuid() != 0 {
-			t.Skip("needs root")
+		if virt == "off" {
+			prereq.Root(t, "give files away")
 		}
 		s := virtShare(t, virt)
 		s.uid, s.gid = 1234, 5678
@@ -124,8 +125,8 @@ func TestOwners(t *testing.T) {
 // file of a group he may not be in.
 func TestSetgidDirectory(t *testing.T) {
 	eachVirt(t, func(t *testing.T, virt string) {
-		if virt == "off" && os.Geteuid() != 0 {
-			t.Skip("needs root")
+		if virt == "off" {
+			prereq.Root(t, "give files away")
 		}
 		s := virtShare(t, virt)
 		d, err := s.mkdir(rootID, "d", 0o755)
@@ -195,8 +196,8 @@ func TestKillPrivileges(t *testing.T) {
 		},
 	}
 	eachVirt(t, func(t *testing.T, virt string) {
-		if virt == "off" && os.Geteuid() != 0 {
-			t.Skip("needs root")
+		if virt == "off" {
+			prereq.Root(t, "give files away")
 		}
 		for what, event := range events {
 			for _, mode := range []uint32{setid, 0o2644, 0o755} {

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/microsandbox-go/microsandbox/internal/prereq"
 )
 
 // shell runs a script in dir and fails the test with its output.
@@ -27,18 +29,9 @@ func need(t *testing.T, programs ...string) {
 	t.Helper()
 	for _, p := range programs {
 		if _, err := exec.LookPath(p); err != nil {
-			missing(t, "%s", p)
+			prereq.Missing(t, "%s", p)
 		}
 	}
-}
-
-// missing skips a test for want of something; in CI that is a failure.
-func missing(t *testing.T, format string, args ...any) {
-	t.Helper()
-	if os.Getenv("CI") == "true" {
-		t.Fatalf("missing: "+format, args...)
-	}
-	t.Skipf("missing: "+format, args...)
 }
 
 // TestGitThroughKernel clones and checks a repository on the share.

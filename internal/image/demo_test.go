@@ -8,7 +8,7 @@ import (
 	"testing"
 
 	"github.com/microsandbox-go/microsandbox/internal/home"
-	"github.com/microsandbox-go/microsandbox/internal/vmtest"
+	"github.com/microsandbox-go/microsandbox/internal/prereq"
 )
 
 // demoLayout is the image of `make demo-image`.
@@ -17,7 +17,7 @@ const demoLayout = "../../build/demo-image"
 // TestDemoImage loads the Debian image that the demo uses.
 func TestDemoImage(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(demoLayout, "index.json")); err != nil {
-		vmtest.Missing(t, "build/demo-image")
+		prereq.Missing(t, "build/demo-image")
 	}
 	s := New(home.Dir(t.TempDir()))
 	imgs, err := s.Load(context.Background(), demoLayout, nil, nil)
@@ -36,15 +36,7 @@ func TestDemoImage(t *testing.T) {
 // fsck demands that e2fsck finds nothing at all.
 func fsck(t testing.TB, path string) {
 	t.Helper()
-	bin, err := exec.LookPath("e2fsck")
-	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("e2fsck is missing: install e2fsprogs")
-		}
-		t.Log("e2fsck is missing (package e2fsprogs): the root image is not checked")
-		return
-	}
-	if out, err := exec.Command(bin, "-fn", path).CombinedOutput(); err != nil {
+	if out, err := exec.Command(prereq.Program(t, "e2fsck", "e2fsprogs"), "-fn", path).CombinedOutput(); err != nil {
 		t.Fatalf("e2fsck -fn: %v\n%s", err, out)
 	}
 }

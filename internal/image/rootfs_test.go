@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
-	"github.com/microsandbox-go/microsandbox/internal/vmtest"
+	"github.com/microsandbox-go/microsandbox/internal/prereq"
 )
 
 // debugfs runs one command on a file system image and returns what it prints.
@@ -26,7 +26,7 @@ func debugfs(t testing.TB, image, command string) string {
 	t.Helper()
 	bin, err := exec.LookPath("debugfs")
 	if err != nil {
-		vmtest.Missing(t, "debugfs (package e2fsprogs)")
+		prereq.Missing(t, "debugfs (package e2fsprogs)")
 	}
 	cmd := exec.Command(bin, "-R", command, image)
 	var out bytes.Buffer
@@ -110,9 +110,7 @@ func TestRootImage(t *testing.T) {
 
 // The kernel is the judge of what the image holds, where it may be asked.
 func TestRootImageMounts(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("mounting needs root")
-	}
+	prereq.Root(t, "mount an image")
 	f := file("f", "x")
 	f.PAXRecords = map[string]string{paxXattr + aclAccess: acl()}
 	for _, n := range []string{"user.b", "user.aaaa", "user.c", "trusted.x", "security.y", "user.zzzzzz"} {
@@ -120,9 +118,7 @@ func TestRootImageMounts(t *testing.T) {
 	}
 	img := mustLoad(t, newStore(t), "m:v1", makeImage(t, layerTar(t, f)))
 	at := t.TempDir()
-	if out, err := exec.Command("mount", "-o", "loop,ro", img.RootFS, at).CombinedOutput(); err != nil {
-		t.Skipf("no loop mounts here: %v: %s", err, out)
-	}
+	prereq.LoopMount(t, img.RootFS, at, "ro")
 	t.Cleanup(func() {
 		if err := unix.Unmount(at, 0); err != nil {
 			t.Error(err)

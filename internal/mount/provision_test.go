@@ -18,6 +18,7 @@ import (
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	"github.com/microsandbox-go/microsandbox/internal/failpoint"
 	"github.com/microsandbox-go/microsandbox/internal/home"
+	"github.com/microsandbox-go/microsandbox/internal/prereq"
 )
 
 // provisionErr provisions mounts that must be refused, and checks that nothing
@@ -642,14 +643,11 @@ func TestProvisionProbes(t *testing.T) {
 	}
 }
 
-// needsMounting skips a test whose set-up could not mount something. Root has
-// to be able to in continuous integration.
+// needsMounting is for a set-up that could not mount something.
 func needsMounting(t *testing.T, err error) {
 	t.Helper()
-	if os.Getenv("CI") == "true" && os.Getuid() == 0 {
-		t.Fatalf("mount: %v", err)
-	}
-	t.Skipf("needs to mount something: %v", err)
+	prereq.Root(t, "mount something")
+	prereq.Missing(t, "mounts: %v", err)
 }
 
 // noAttributes returns a directory without extended attributes of users.

@@ -22,6 +22,7 @@ import (
 	"github.com/microsandbox-go/microsandbox/internal/home"
 	"github.com/microsandbox-go/microsandbox/internal/kernel"
 	"github.com/microsandbox-go/microsandbox/internal/powercut/writelog"
+	"github.com/microsandbox-go/microsandbox/internal/prereq"
 	"github.com/microsandbox-go/microsandbox/internal/storetest"
 	"github.com/microsandbox-go/microsandbox/internal/vmm/qemu"
 	"github.com/microsandbox-go/microsandbox/internal/vmtest"
@@ -149,11 +150,11 @@ func record(t *testing.T, c guestConfig) *recording {
 func needLoop(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		vmtest.Missing(t, "root, to mount disk images")
+		prereq.Missing(t, "root, to mount disk images")
 	}
 	f, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
-		vmtest.Missing(t, "loop devices: %v", err)
+		prereq.Missing(t, "loop devices: %v", err)
 	}
 	f.Close()
 }
@@ -210,7 +211,7 @@ func tool(t *testing.T, name string) string {
 			return found
 		}
 	}
-	vmtest.Missing(t, "%s", name)
+	prereq.Missing(t, "%s", name)
 	return ""
 }
 
@@ -222,12 +223,12 @@ func boot(t *testing.T, dir string, c guestConfig) {
 	t.Helper()
 	binary, _, err := qemu.Find()
 	if err != nil {
-		vmtest.Missing(t, "%v", err)
+		prereq.Missing(t, "%v", err)
 	}
 	image, initrd := guestKernel(t, dir, buildInit(t, c.bug), c.bug == nil)
 	for _, name := range fileSystems[c.fs].modules {
 		if _, err := os.Stat(filepath.Join(filepath.Dir(image), name+".ko")); err != nil {
-			t.Skipf("missing: %v: a guest kernel with %s", err, c.fs)
+			t.Skipf("missing: %v: a guest kernel with %s", err, c.fs) // in CI too: only ext4 is required
 		}
 	}
 	khz, err := qemu.TSCKHz(dir)
@@ -277,7 +278,7 @@ func guestKernel(t *testing.T, dir string, init []byte, withMSB bool) (image, in
 	}
 	seeds, err := filepath.Glob(filepath.Join(vmtest.Seed(t).Kernels(), "[0-9a-f]*", "kernel.json"))
 	if err != nil || len(seeds) == 0 {
-		vmtest.Missing(t, "a guest kernel (%v)", err)
+		prereq.Missing(t, "a guest kernel (%v)", err)
 	}
 	for _, p := range seeds {
 		copyTree(t, filepath.Dir(p), filepath.Join(h.Kernels(), filepath.Base(filepath.Dir(p))))

@@ -17,6 +17,7 @@ import (
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	"github.com/microsandbox-go/microsandbox/internal/failpoint"
 	"github.com/microsandbox-go/microsandbox/internal/home"
+	"github.com/microsandbox-go/microsandbox/internal/prereq"
 	"github.com/microsandbox-go/microsandbox/internal/storetest"
 )
 
@@ -593,9 +594,7 @@ func TestCancelled(t *testing.T) {
 // TestRootLeavesTheHomesOfOthersAlone: what root writes there, its owner could
 // not use.
 func TestRootLeavesTheHomesOfOthersAlone(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("missing: root, to give a directory away")
-	}
+	prereq.Root(t, "give a directory away")
 	h := home.Dir(t.TempDir())
 	if err := os.Chown(string(h), 65534, 65534); err != nil {
 		t.Fatal(err)

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/microsandbox-go/microsandbox/internal/prereq"
 )
 
 const isolatedVar = "MSB_TEST_ISOLATED"
@@ -38,7 +40,7 @@ func Isolated(t *testing.T) bool {
 	}
 	out, err := cmd.CombinedOutput()
 	if errno, ok := isErrno(err); ok {
-		Missing(t, "a mount namespace ("+errno.Error()+")")
+		prereq.Missing(t, "a mount namespace ("+errno.Error()+")")
 		return false
 	}
 	if err != nil {
@@ -56,15 +58,6 @@ func isErrno(err error) (syscall.Errno, bool) {
 	}
 	errno, ok := pe.Err.(syscall.Errno)
 	return errno, ok
-}
-
-// Missing skips the test for want of something; in CI it fails instead.
-func Missing(t testing.TB, what string) {
-	t.Helper()
-	if os.Getenv("CI") == "true" {
-		t.Fatalf("missing: %s", what)
-	}
-	t.Skipf("missing: %s", what)
 }
 
 // Tmpfs mounts a tmpfs of a size ("4m") and returns its path. Only inside Isolated.

@@ -11,6 +11,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/microsandbox-go/microsandbox/internal/prereq"
 )
 
 // sweepVar tells a child to have its mutating system calls watched.
@@ -123,7 +125,7 @@ func StopAt(t testing.TB, cmd *exec.Cmd, n int, at func() (kill bool)) (reached 
 	if err != nil {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
-		Missing(t, "seccomp notifications: "+err.Error())
+		prereq.Missing(t, "seccomp notifications: "+err.Error())
 	}
 	reached = countdown(listener, n, cmd.Process, at)
 	_ = listener.Close() // a call still waiting fails; its process is dead anyway

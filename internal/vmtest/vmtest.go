@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/microsandbox-go/microsandbox/internal/home"
+	"github.com/microsandbox-go/microsandbox/internal/prereq"
 )
 
 // Variables that say where "make test" has put what tests need.
@@ -25,25 +26,15 @@ const (
 // Image is the reference of the demo image.
 const Image = "demo"
 
-// Missing skips a test that lacks something, naming it. In CI nothing required
-// may be missing, so it fails there.
-func Missing(t testing.TB, format string, args ...any) {
-	t.Helper()
-	if os.Getenv("CI") == "true" {
-		t.Fatalf("required in CI: "+format, args...)
-	}
-	t.Skipf("missing: "+format+" (make test provides it)", args...)
-}
-
 // MSB returns the path of the built msb.
 func MSB(t testing.TB) string {
 	t.Helper()
 	p := os.Getenv(MSBEnv)
 	if p == "" {
-		Missing(t, "%s, the built msb", MSBEnv)
+		prereq.Missing(t, "%s, the built msb", MSBEnv)
 	}
 	if _, err := os.Stat(p); err != nil {
-		Missing(t, "%v", err)
+		prereq.Missing(t, "%v", err)
 	}
 	return p
 }
@@ -53,15 +44,15 @@ func Seed(t testing.TB) home.Dir {
 	t.Helper()
 	p := os.Getenv(SeedEnv)
 	if p == "" {
-		Missing(t, "%s, a home with a guest kernel and the demo image", SeedEnv)
+		prereq.Missing(t, "%s, a home with a guest kernel and the demo image", SeedEnv)
 	}
 	for _, dir := range []string{"kernels", "images"} {
 		if _, err := os.Stat(filepath.Join(p, dir)); err != nil {
-			Missing(t, "%v", err)
+			prereq.Missing(t, "%v", err)
 		}
 	}
 	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
-		Missing(t, "qemu-system-x86_64")
+		prereq.Missing(t, "qemu-system-x86_64")
 	}
 	return home.Dir(p)
 }

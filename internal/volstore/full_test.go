@@ -18,6 +18,7 @@ import (
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	"github.com/microsandbox-go/microsandbox/internal/home"
+	"github.com/microsandbox-go/microsandbox/internal/prereq"
 	"github.com/microsandbox-go/microsandbox/internal/storetest"
 )
 
@@ -92,8 +93,8 @@ func smallHomes(t *testing.T, test func(t *testing.T, h smallHome)) {
 	for _, kind := range []string{"tmpfs", "ext4"} {
 		for _, uid := range users {
 			t.Run(fmt.Sprintf("%s/uid %d", kind, uid), func(t *testing.T) {
-				if kind == "ext4" && len(users) == 1 {
-					t.Skip("missing: root, to mount ext4")
+				if kind == "ext4" {
+					prereq.Root(t, "mount ext4")
 				}
 				dir := ""
 				if kind == "tmpfs" {
@@ -126,7 +127,7 @@ func smallExt4(t *testing.T) string {
 		cmd := exec.Command(args[0], args[1:]...)
 		cmd.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":/sbin:/usr/sbin")
 		if out, err := cmd.CombinedOutput(); err != nil {
-			storetest.Missing(t, fmt.Sprintf("a mounted ext4: %s: %v: %s", args[0], err, out))
+			prereq.Missing(t, fmt.Sprintf("a mounted ext4: %s: %v: %s", args[0], err, out))
 		}
 	}
 	t.Cleanup(func() { _ = unix.Unmount(dir, 0) })

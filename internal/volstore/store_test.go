@@ -11,6 +11,7 @@ import (
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	"github.com/microsandbox-go/microsandbox/internal/home"
+	"github.com/microsandbox-go/microsandbox/internal/prereq"
 )
 
 func TestValidateName(t *testing.T) {
@@ -195,17 +196,10 @@ func TestAdoptDisk(t *testing.T) {
 	}
 }
 
+// needMkfs demands what makes disk volumes.
 func needMkfs(t testing.TB) {
 	t.Helper()
-	for _, p := range []string{"/usr/sbin/mkfs.ext4", "/sbin/mkfs.ext4"} {
-		if exists(p) {
-			return
-		}
-	}
-	if os.Getenv("CI") == "true" {
-		t.Fatal("missing: mkfs.ext4 (package e2fsprogs)")
-	}
-	t.Skip("missing: mkfs.ext4 (package e2fsprogs)")
+	prereq.Program(t, "mkfs.ext4", "e2fsprogs")
 }
 
 func TestEnsure(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/microsandbox-go/microsandbox/internal/failpoint"
+	"github.com/microsandbox-go/microsandbox/internal/prereq"
 )
 
 // childEnv makes this test binary run one function in a process of its own.
@@ -88,18 +89,9 @@ func child(t *testing.T, spec string, attr *syscall.SysProcAttr, env ...string) 
 	out, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
-		unavailable(t, fmt.Sprintf("cannot start a process in namespaces of its own: %v", err))
+		prereq.Missing(t, "a process in namespaces of its own: %v", err)
 	}
 	return cmd.ProcessState, string(out)
-}
-
-// unavailable skips, but not in CI, where what is needed has to be there.
-func unavailable(t *testing.T, why string) {
-	t.Helper()
-	if os.Getenv("CI") == "true" {
-		t.Fatal(why)
-	}
-	t.Skip(why)
 }
 
 // TestCrash: a writer is killed at every fail point. The file is old or new,

@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/microsandbox-go/microsandbox/internal/prereq"
 )
 
 // TestDiskFull: at 0 bytes free writing fails with ENOSPC and changes nothing;
@@ -26,7 +28,7 @@ func TestDiskFull(t *testing.T) {
 			kind, somebody := strings.CutSuffix(kind, " as somebody")
 			if os.Getuid() != 0 {
 				if kind == "ext4" || somebody {
-					t.Skip("mounting ext4, and being somebody else, needs root")
+					prereq.Root(t, "mount ext4, and be somebody else")
 				}
 				attr.Cloneflags |= syscall.CLONE_NEWUSER
 				attr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
@@ -40,7 +42,7 @@ func TestDiskFull(t *testing.T) {
 			}
 			state, out := child(t, kind+":"+dir, attr, env...)
 			if strings.Contains(out, "cannot mount") {
-				unavailable(t, strings.TrimSpace(out))
+				prereq.Missing(t, "%s", strings.TrimSpace(out))
 			}
 			if !state.Success() {
 				t.Error(out)

@@ -15,20 +15,18 @@ import (
 	"testing"
 
 	"github.com/moby/sys/capability"
+
+	"github.com/microsandbox-go/microsandbox/internal/prereq"
 )
 
 // Nobody is the uid of the second run of AsOrdinaryUser.
 const Nobody = 65534
 
-// Need skips a test where the host lacks what it needs; in CI that is a failure.
+// Need demands something of the host.
 func Need(t testing.TB, there bool, what string) {
 	t.Helper()
-	switch {
-	case there:
-	case os.Getenv("CI") == "true":
-		t.Fatalf("missing: %s", what)
-	default:
-		t.Skipf("missing: %s", what)
+	if !there {
+		prereq.Missing(t, "%s", what)
 	}
 }
 

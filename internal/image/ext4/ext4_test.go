@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
-	"github.com/microsandbox-go/microsandbox/internal/vmtest"
+	"github.com/microsandbox-go/microsandbox/internal/prereq"
 )
 
 func dir(entries ...Entry) *Inode { return &Inode{Mode: Dir | 0o755, Sec: 1, Entries: entries} }
@@ -68,10 +68,7 @@ func write(t testing.TB, root *Inode, files ...*Inode) (*Image, string) {
 // fsck demands that e2fsck finds nothing at all.
 func fsck(t testing.TB, image string) {
 	t.Helper()
-	bin, err := exec.LookPath("e2fsck")
-	if err != nil {
-		vmtest.Missing(t, "e2fsck (package e2fsprogs)")
-	}
+	bin := prereq.Program(t, "e2fsck", "e2fsprogs")
 	if out, err := exec.Command(bin, "-fn", image).CombinedOutput(); err != nil {
 		t.Fatalf("e2fsck: %v\n%s", err, out)
 	}
@@ -79,10 +76,7 @@ func fsck(t testing.TB, image string) {
 
 func debugfs(t testing.TB, image, command string) string {
 	t.Helper()
-	bin, err := exec.LookPath("debugfs")
-	if err != nil {
-		vmtest.Missing(t, "debugfs (package e2fsprogs)")
-	}
+	bin := prereq.Program(t, "debugfs", "e2fsprogs")
 	out, err := exec.Command(bin, "-R", command, image).Output()
 	if err != nil {
 		t.Fatalf("debugfs %s: %v", command, err)
@@ -247,17 +241,13 @@ func TestEqualTreesGiveEqualBytes(t *testing.T) {
 
 // The kernel reads what was written, and refuses to write.
 func TestKernelReads(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("mounting needs root")
-	}
+	prereq.Root(t, "mount an image")
 	big, small := file(600<<20), file(70000)
 	big.Xattrs = map[string]string{"user.inline": "x"}
 	attrs(small, 30)
 	_, image := write(t, dir(Entry{"big", big}, Entry{"d", many(3000, "%d", empty)}, Entry{"l", link(300)}, Entry{"small", small}), small, big)
 	at := t.TempDir()
-	if out, err := exec.Command("mount", "-o", "loop,ro", image, at).CombinedOutput(); err != nil {
-		t.Skipf("no loop mounts here: %v: %s", err, out)
-	}
+	prereq.LoopMount(t, image, at, "ro")
 	t.Cleanup(func() {
 		if err := unix.Unmount(at, 0); err != nil {
 			t.Error(err)
