@@ -441,7 +441,7 @@ func TestMountsAndUpperDisk(t *testing.T) {
 			t.Errorf("no %q in\n%s", want, mounts)
 		}
 	}
-	for path, ok := range map[string]bool{"/data/file": true, "/data/inner/file": true, "/opt/file": true, "/fixed/file": false} {
+	for path, ok := range map[string]bool{"/data/file": true, "/data/inner/file": true, "/home/ann/file": true, "/fixed/file": false} {
 		if r := g.write(path, "kept"); r.OK != ok {
 			t.Errorf("write %s: %+v", path, r)
 		}
@@ -460,7 +460,7 @@ func TestMountsAndUpperDisk(t *testing.T) {
 
 	boot.Mounts = []agentproto.Mount{{Kind: "disk", Guest: "/data", Source: "vol1", Readonly: true, Fstype: ""}}
 	g = bootRooted(t, root, upper, boot, disk(os.O_RDONLY, true))
-	if got := g.readFile("/data/file") + g.readFile("/opt/file"); got != "keptkept" {
+	if got := g.readFile("/data/file") + g.readFile("/home/ann/file"); got != "keptkept" {
 		t.Errorf("after the second boot: %q", got)
 	}
 	if r := g.write("/data/more", "x"); r.OK || *r.Errno != int32(unix.EROFS) {
