@@ -222,9 +222,9 @@ func (b *planner) attach(ctx context.Context, s *Spec) (*volstore.Attachment, er
 	}
 	b.held[a.Volume.ID] = a
 	if a.Volume.Kind == VolumeDisk {
-		b.plan.DiskLocks = append(b.plan.DiskLocks, a.Lock)
+		b.plan.DiskLocks = append(b.plan.DiskLocks, a.Inherit())
 	} else {
-		b.plan.ShareLocks = append(b.plan.ShareLocks, a.Lock)
+		b.plan.ShareLocks = append(b.plan.ShareLocks, a.Inherit())
 	}
 	return a, attached.Hit()
 }

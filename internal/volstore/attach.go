@@ -48,25 +48,37 @@ func (h Holder) String() string {
 	return fmt.Sprintf("sandbox %q (%s)", h.Sandbox, how)
 }
 
-// Attachment is a volume held by one sandbox. It is held as long as a process
-// has Lock open, also after Close if another process inherited it.
+// Attachment is a volume held by one sandbox. It is held until Close, and as
+// long as a process lives that inherited it.
 type Attachment struct {
 	Volume Volume
-	Lock   *os.File // to be inherited by the process that serves the volume
 	Disk   *os.File // image of a disk volume with QEMU's image locks, nil for a directory
 
+	lock  *os.File
+	heirs bool   // lock was given away
 	clean string // path of the clean mark that was taken away; "" for directories and readers
+}
+
+// Inherit returns the file that the process which serves the volume is to
+// inherit, beside Disk: the attachment then lasts until its end.
+func (a *Attachment) Inherit() *os.File {
+	a.heirs = true
+	return a.lock
 }
 
 // Close gives up this process's part of the attachment.
 func (a *Attachment) Close() error {
 	var err error
-	for _, f := range []*os.File{a.Disk, a.Lock} {
-		if f != nil {
-			err = errors.Join(err, f.Close())
+	for _, f := range []*os.File{a.Disk, a.lock} {
+		if f == nil {
+			continue
 		}
+		if !a.heirs {
+			release(f)
+		}
+		err = errors.Join(err, f.Close())
 	}
-	a.Disk, a.Lock = nil, nil
+	a.Disk, a.lock = nil, nil
 	return err
 }
 
@@ -116,7 +128,7 @@ func (s *Store) hold(ctx context.Context, v *Volume, mode AttachMode, h Holder) 
 	if err != nil {
 		return nil, err
 	}
-	a := &Attachment{Lock: lock}
+	a := &Attachment{lock: lock}
 	defer func() {
 		if err != nil {
 			_ = a.Close()
@@ -196,53 +208,42 @@ const (
 // tryAttachLock takes the attach lock in the given way. It does not wait for a
 // holder that is alive.
 func (s *Store) tryAttachLock(ctx context.Context, f *os.File, how int, name string) error {
-	began := time.Now()
-	for pause := 100 * time.Microsecond; ; pause = min(2*pause, 20*time.Millisecond) {
+	return poll(ctx, 20*time.Millisecond, func(waited time.Duration) (bool, error) {
 		ok, err := tryFlock(f, how)
 		if ok || err != nil {
-			return err
+			return true, err
 		}
 		holders, err := readHolders(f)
 		if err != nil {
-			return err
+			return true, err
 		}
 		if gone(f) {
-			return records.VolumeNotFound(name)
+			return true, records.VolumeNotFound(name)
 		}
 		patience := attachPatience
 		if len(holders) > 0 {
 			patience = orphanPatience
 		}
-		if slices.ContainsFunc(holders, Holder.alive) || time.Since(began) > patience {
-			return inUse(name, holders)
+		if slices.ContainsFunc(holders, Holder.alive) || waited > patience {
+			return true, inUse(name, holders)
 		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(pause):
-		}
-	}
+		return false, nil
+	})
 }
 
 // openImage opens the image of a volume whose attach lock is held. A process that
 // is being taken down gives up the two locks one after the other.
-func openImage(ctx context.Context, lock *os.File, path string, readonly bool) (*os.File, error) {
-	began := time.Now()
-	for pause := 100 * time.Microsecond; ; pause = min(2*pause, 20*time.Millisecond) {
+func openImage(ctx context.Context, lock *os.File, path string, readonly bool) (image *os.File, err error) {
+	err = poll(ctx, 20*time.Millisecond, func(waited time.Duration) (bool, error) {
 		f, _, err := diskimg.OpenRaw(path, readonly)
 		if !errors.Is(err, errdefs.ErrVolumeInUse) {
-			return f, err
+			image = f
+			return true, err
 		}
 		holders, readErr := readHolders(lock)
-		if readErr != nil || slices.ContainsFunc(holders, Holder.alive) || time.Since(began) > attachPatience {
-			return nil, err
-		}
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(pause):
-		}
-	}
+		return readErr != nil || slices.ContainsFunc(holders, Holder.alive) || waited > attachPatience, err
+	})
+	return image, err
 }
 
 // alive reports whether the process that attached the volume is there. One of

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -110,10 +111,10 @@ func TestOrphanedAttachment(t *testing.T) {
 				t.Fatal(err)
 			}
 			heir := exec.Command("/bin/sleep", "0.3")
-			heir.ExtraFiles = []*os.File{dead.Lock}
+			heir.ExtraFiles = []*os.File{dead.Inherit()}
 			if dead.Disk != nil { // closed after the lock, as an exiting process does
 				heir = exec.Command("/bin/sh", "-c", "sleep 0.2; exec 3>&-; exec sleep 0.2")
-				heir.ExtraFiles = []*os.File{dead.Lock, dead.Disk}
+				heir.ExtraFiles = []*os.File{dead.Inherit(), dead.Disk}
 			}
 			if err := heir.Start(); err != nil {
 				t.Fatal(err)
@@ -139,7 +140,7 @@ func TestAttachmentOutlivesItsMaker(t *testing.T) {
 		t.Fatal(err)
 	}
 	heir := exec.Command("/bin/cat")
-	heir.ExtraFiles = []*os.File{a.Lock}
+	heir.ExtraFiles = []*os.File{a.Inherit()}
 	stdin, err := heir.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -162,6 +163,42 @@ func TestAttachmentOutlivesItsMaker(t *testing.T) {
 	if err := s.Remove(t.Context(), "a"); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestCloseWhileForking: a closed attachment is gone although children are being
+// started meanwhile, which have every descriptor until their exec.
+func TestCloseWhileForking(t *testing.T) {
+	s, _ := newStore(t)
+	mustCreate(t, s, Spec{Name: "a"})
+	stop := make(chan struct{})
+	var forking sync.WaitGroup
+	for range 4 {
+		forking.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if err := exec.Command("/bin/true").Run(); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for range 300 {
+		a, err := s.Attach(t.Context(), "a", Exclusive, Holder{PID: os.Getpid()})
+		if err != nil {
+			t.Error(err)
+			break
+		}
+		if err := a.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	close(stop)
+	forking.Wait()
 }
 
 // TestAttachmentOfAKilledProcess is free at once, whatever its record says.

@@ -208,11 +208,17 @@ func tryFlock(f *os.File, how int) (ok bool, err error) {
 	}
 }
 
-// unlock releases the flock of f and closes it. Closing alone would leave the
-// lock with a child that another goroutine is starting just now, until its exec.
+// unlock releases the locks of f and closes it.
 func unlock(f *os.File) {
-	_ = unix.Flock(int(f.Fd()), unix.LOCK_UN)
+	release(f)
 	_ = f.Close()
+}
+
+// release gives up every lock of an open file. Closing alone would leave them
+// with a child that another goroutine is starting just now, until its exec.
+func release(f *os.File) {
+	_ = unix.Flock(int(f.Fd()), unix.LOCK_UN)
+	_ = unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_UNLCK})
 }
 
 // lockDir opens and locks a staging or trash directory that must still be at

@@ -69,8 +69,7 @@ func (s *Store) lockNames(ctx context.Context, names ...string) (*nameLock, erro
 	return l, nil
 }
 
-// lockSlots takes the flocks. A blocking flock could not be cancelled, so it is
-// tried with growing pauses.
+// lockSlots takes the flocks.
 func (l *nameLock) lockSlots(ctx context.Context) error {
 	want := make([]int, len(l.names))
 	for i, name := range l.names {
@@ -93,8 +92,19 @@ func (l *nameLock) lockSlots(ctx context.Context) error {
 
 // waitFlock takes an exclusive flock, waiting until ctx ends.
 func waitFlock(ctx context.Context, f *os.File) error {
-	for pause := 20 * time.Microsecond; ; pause = min(2*pause, 4*time.Millisecond) {
-		if ok, err := tryFlock(f, unix.LOCK_EX); ok || err != nil {
+	return poll(ctx, 4*time.Millisecond, func(time.Duration) (bool, error) {
+		ok, err := tryFlock(f, unix.LOCK_EX)
+		return ok || err != nil, err
+	})
+}
+
+// poll calls try until it is done or ctx ends, with pauses that grow up to about
+// most: a kernel lock that is waited for could not be given up. It says how long
+// it has been at it.
+func poll(ctx context.Context, most time.Duration, try func(waited time.Duration) (done bool, err error)) error {
+	began := time.Now()
+	for pause := 20 * time.Microsecond; ; pause = min(2*pause, most) {
+		if done, err := try(time.Since(began)); done {
 			return err
 		}
 		// A random part keeps waiters from meeting again and again.
