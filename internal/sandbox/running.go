@@ -127,7 +127,7 @@ func (st *Store) Start(ctx context.Context, name string, o StartOptions) (*Runni
 	}
 	i, err := st.Get(ctx, name) // again, under the lock
 	if err != nil {
-		lock.Close()
+		supervisor.Unlock(lock)
 		return nil, err
 	}
 	l := &launch{st: st, spec: &Spec{Name: name, Detached: o.Detached, Progress: o.Progress}, msb: msb, lock: lock, cfg: i.Config}
@@ -241,7 +241,8 @@ func (st *Store) WaitGone(ctx context.Context, name string) error {
 }
 
 // Remove deletes a sandbox that does not run: record, writable layer, logs.
-// Volumes stay, but those that a creation made which was killed. Errors: SandboxNotFound, SandboxStillRunning.
+// Volumes stay, but those of a creation that was killed, as far as nobody has
+// used them. Errors: SandboxNotFound, SandboxStillRunning.
 func (st *Store) Remove(ctx context.Context, name string) error {
 	if err := ValidateName(name); err != nil {
 		return err
@@ -262,7 +263,7 @@ func (st *Store) Remove(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	defer lock.Close()
+	defer supervisor.Unlock(lock)
 	err = st.withDB(ctx, func(db *records.DB) error {
 		rec, err := db.SandboxByName(ctx, name)
 		if err != nil {

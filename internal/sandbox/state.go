@@ -136,7 +136,7 @@ func (st *Store) settle(ctx context.Context, db *records.DB, rec *records.Sandbo
 	if err != nil {
 		return err
 	}
-	defer lock.Close()
+	defer supervisor.Unlock(lock)
 	now, err := db.SandboxByName(ctx, rec.Name) // read again under the lock
 	if errdefs.Is(err, errdefs.SandboxNotFound) {
 		return os.RemoveAll(st.h.Sandbox(rec.Name))
@@ -205,7 +205,7 @@ func (st *Store) sweep(ctx context.Context, db *records.DB) error {
 		if _, err := db.SandboxByName(ctx, e.Name()); errdefs.Is(err, errdefs.SandboxNotFound) {
 			errs = append(errs, os.RemoveAll(st.h.Sandbox(e.Name())))
 		}
-		lock.Close()
+		supervisor.Unlock(lock)
 	}
 	return errors.Join(errs...)
 }

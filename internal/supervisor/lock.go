@@ -45,6 +45,14 @@ func Lock(h home.Dir, name string) (*os.File, error) {
 	}
 }
 
+// Unlock releases a sandbox's lock that no other process was given. Closing
+// alone would leave it with a child that another goroutine is starting just now,
+// until its exec.
+func Unlock(f *os.File) {
+	_ = unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_UNLCK})
+	_ = f.Close()
+}
+
 // stillThere reports whether f is the file at path.
 func stillThere(f *os.File, path string) (bool, error) {
 	a, err := f.Stat()
