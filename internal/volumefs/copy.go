@@ -17,7 +17,7 @@ func (f *FS) Copy(ctx context.Context, from, to string, o WriteOptions) error {
 	if err != nil {
 		return err
 	}
-	relTo, err := f.begin(ctx, "copy", to)
+	relTo, err := f.beginFile(ctx, "copy", to)
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -101,6 +102,16 @@ func (f *FS) begin(ctx context.Context, op, path string) (string, error) {
 		return "", f.fault(op, path, err)
 	}
 	return rel, nil
+}
+
+// beginFile is begin for the path of a file to be written, which cannot end with
+// a slash: that is a directory's.
+func (f *FS) beginFile(ctx context.Context, op, path string) (string, error) {
+	rel, err := f.begin(ctx, op, path)
+	if err == nil && rel != "" && strings.HasSuffix(path, "/") {
+		return "", f.fault(op, path, errSlash)
+	}
+	return rel, err
 }
 
 // end is the last step of every operation: what became of the volume matters

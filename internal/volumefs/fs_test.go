@@ -38,6 +38,7 @@ func TestReadWrite(t *testing.T) {
 			wantErr(t, v.Write(ctx, p, nil, WriteOptions{}), unix.EISDIR)
 		}
 		wantErr(t, v.Write(ctx, "new/", nil, WriteOptions{}), unix.EISDIR)
+		wantErr(t, v.Copy(ctx, "config/seed", "new/", WriteOptions{}), unix.EISDIR)
 		_, err = v.OpenWrite(ctx, "/new/", WriteOptions{})
 		wantErr(t, err, unix.EISDIR)
 		wantErr(t, v.Write(ctx, "config/app.json/x", nil, WriteOptions{}), unix.ENOTDIR)

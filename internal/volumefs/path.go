@@ -27,14 +27,6 @@ func clean(p string) (string, error) {
 	return unescape(p), nil
 }
 
-// fileName refuses a caller's path that can only be a directory's.
-func fileName(p string) error {
-	if strings.HasSuffix(p, "/") && strings.Trim(p, "/") != "" {
-		return errSlash
-	}
-	return nil
-}
-
 // split cuts a clean path before its last name; dir is "" for a name at the root.
 func split(rel string) (dir, name string) {
 	i := strings.LastIndexByte(rel, '/')

@@ -35,12 +35,9 @@ type WriteOptions struct {
 // that leads to nothing gets a file made there. A path that ends with a slash is
 // refused.
 func (f *FS) Write(ctx context.Context, path string, data []byte, o WriteOptions) error {
-	rel, err := f.begin(ctx, "write", path)
+	rel, err := f.beginFile(ctx, "write", path)
 	if err != nil {
 		return err
-	}
-	if err := fileName(path); err != nil {
-		return f.end("write", path, err)
 	}
 	return f.end("write", path, f.write(rel, data, o))
 }
@@ -151,12 +148,9 @@ type WriteStream struct {
 // bounds the whole stream: when it ends before Close, Close fails and the old
 // file stays.
 func (f *FS) OpenWrite(ctx context.Context, path string, o WriteOptions) (*WriteStream, error) {
-	rel, err := f.begin(ctx, "write", path)
+	rel, err := f.beginFile(ctx, "write", path)
 	if err != nil {
 		return nil, err
-	}
-	if err := fileName(path); err != nil {
-		return nil, f.end("write", path, err)
 	}
 	r, err := f.newReplacement(rel)
 	if err := f.end("write", path, err); err != nil {
