@@ -169,13 +169,9 @@ func run(ctx context.Context, tool string, args []string) error {
 	if ctx.Err() != nil {
 		return errdefs.Wrap(errdefs.Cancelled, ctx.Err(), "format the disk")
 	}
-	if strings.Contains(stderr.String(), "No space left on device") {
-		err = unix.ENOSPC // the tool's message says less, and says it in other words
-		return errdefs.Wrap(errdefs.IO, err, "%s", tool)
-	}
 	said := lastLine(stderr.String())
-	if strings.HasSuffix(strings.ToLower(said), unix.ENOSPC.Error()) {
-		return errdefs.Wrap(errdefs.IO, unix.ENOSPC, "format the disk image")
+	if strings.Contains(strings.ToLower(stderr.String()), unix.ENOSPC.Error()) {
+		return errdefs.Wrap(errdefs.IO, unix.ENOSPC, "format the disk image") // its last line may be of a consequence
 	}
 	return errdefs.Wrap(errdefs.IO, err, "format the disk image: %s: %s", tool, said)
 }

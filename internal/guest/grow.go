@@ -2,6 +2,7 @@ package guest
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -116,7 +117,7 @@ func (fs *ext4) report(err error) {
 }
 
 // errUnfinished says that a file system could still grow.
-var errUnfinished = fmt.Errorf("not grown to its end")
+var errUnfinished = errors.New("not grown to its end")
 
 // grow enlarges the file system step by step, and asks enough between two of
 // them. The kernel adds groups in transactions of the journal: whenever the
