@@ -40,6 +40,29 @@ const (
 	HostPermissionsMirror HostPermissions = "mirror"
 )
 
+// CacheMode says what a guest may keep of a mounted directory instead of asking
+// the host again, and so when it sees what somebody else writes there. What the
+// guest itself writes is with the host when the call returns, in every mode.
+type CacheMode string
+
+// Cache modes.
+const (
+	// CacheModeDefault is CacheModeAuto.
+	CacheModeDefault CacheMode = ""
+	// CacheModeAuto shows names, attributes and data of other writers within
+	// one second. It is for everything but locks around shared data.
+	CacheModeAuto CacheMode = "auto"
+	// CacheModeNone keeps nothing: every read and every stat asks the host
+	// and sees what is there at that moment. Shared memory mappings fail
+	// with ENODEV.
+	CacheModeNone CacheMode = "none"
+	// CacheModeAlways keeps everything for good. It is for a volume that one
+	// sandbox uses and nobody else writes to: a second sandbox is refused,
+	// and so is this mode while another sandbox has the volume. On a bind
+	// mount nobody checks that.
+	CacheModeAlways CacheMode = "always"
+)
+
 // DiskImageFormat is the format of a disk image file. The constants are untyped
 // so that they fit both this type and [DiskOptions].
 type DiskImageFormat string
@@ -121,6 +144,7 @@ type MountConfig struct {
 
 	StatVirtualization StatVirtualization // of bind mounts and directory volumes
 	HostPermissions    HostPermissions    // of bind mounts and directory volumes
+	Cache              CacheMode          // of bind mounts and directory volumes
 
 	// labels of a volume that is made, as canonical JSON: a map would make
 	// the struct incomparable.
@@ -191,6 +215,7 @@ func (m MountConfig) spec(guest string) mount.Spec {
 		Nodev:     m.Nodev,
 		StatVirt:  string(m.StatVirtualization),
 		HostPerms: string(m.HostPermissions),
+		Cache:     string(m.Cache),
 		Format:    m.Format,
 		Fstype:    m.Fstype,
 		SizeMiB:   m.SizeMiB,
@@ -232,6 +257,7 @@ type MountOptions struct {
 
 	StatVirtualization StatVirtualization
 	HostPermissions    HostPermissions
+	Cache              CacheMode
 
 	// QuotaMiB limits what the guest may add to a bind mount, in MiB; 0 means
 	// no limit. On a named mount it is an error: the quota belongs to the
@@ -329,7 +355,7 @@ func (mountFactory) Disk(hostPath string, opts DiskOptions) MountConfig {
 
 func (o MountOptions) apply(m *MountConfig) {
 	m.Readonly, m.Noexec, m.Nosuid, m.Nodev = o.Readonly, o.Noexec, o.Nosuid, o.Nodev
-	m.StatVirtualization, m.HostPermissions = o.StatVirtualization, o.HostPermissions
+	m.StatVirtualization, m.HostPermissions, m.Cache = o.StatVirtualization, o.HostPermissions, o.Cache
 }
 
 // VolumeMount is one checked mount with its place in the guest, made by

@@ -99,6 +99,9 @@ func (b *MountBuilder) HostPermissions(policy HostPermissions) *MountBuilder {
 	return b
 }
 
+// Cache sets what the guest may keep of a bind mount or a directory volume.
+func (b *MountBuilder) Cache(mode CacheMode) *MountBuilder { b.options.Cache = mode; return b }
+
 // Size limits a tmpfs, in MiB; 0 leaves it to the guest's kernel.
 func (b *MountBuilder) Size(mebibytes uint32) *MountBuilder { b.sizeMiB = mebibytes; return b }
 
@@ -133,6 +136,7 @@ func (b *MountBuilder) spec() mount.Spec {
 		Nodev:     b.options.Nodev,
 		StatVirt:  string(b.options.StatVirtualization),
 		HostPerms: string(b.options.HostPermissions),
+		Cache:     string(b.options.Cache),
 		SizeMiB:   b.sizeMiB,
 	}
 	setKinds(&s, b.kinds)
@@ -158,6 +162,7 @@ func configOf(s mount.Spec) MountConfig {
 		SizeMiB:            s.SizeMiB,
 		StatVirtualization: StatVirtualization(s.StatVirt),
 		HostPermissions:    HostPermissions(s.HostPerms),
+		Cache:              CacheMode(s.Cache),
 	}
 	switch s.Kind {
 	case mount.KindBind:

@@ -68,7 +68,7 @@ func wantKind(t *testing.T, err error, kind ErrorKind, parts ...string) {
 // struct literal (X-09) describe the same mounts.
 func TestMountForms(t *testing.T) {
 	all := MountOptions{Readonly: true, Noexec: true, Nosuid: true, Nodev: true,
-		StatVirtualization: StatVirtualizationRelaxed, HostPermissions: HostPermissionsMirror}
+		StatVirtualization: StatVirtualizationRelaxed, HostPermissions: HostPermissionsMirror, Cache: CacheModeNone}
 	tests := map[string]struct {
 		builder func(*MountBuilder) *MountBuilder
 		factory MountConfig
@@ -86,13 +86,13 @@ func TestMountForms(t *testing.T) {
 		"bind, all options": {
 			func(b *MountBuilder) *MountBuilder {
 				return b.Readonly().Noexec().Nosuid().Nodev().StatVirtualization(StatVirtualizationRelaxed).
-					HostPermissions(HostPermissionsMirror).Bind("/src")
+					HostPermissions(HostPermissionsMirror).Cache(CacheModeNone).Bind("/src")
 			},
 			Mount.Bind("/src", all),
 			MountConfig{Bind: "/src", Readonly: true, Noexec: true, Nosuid: true, Nodev: true,
-				StatVirtualization: "relaxed", HostPermissions: "mirror"},
+				StatVirtualization: "relaxed", HostPermissions: "mirror", Cache: "none"},
 			mount.Spec{Guest: "/m", Kind: "bind", Source: "/src", Readonly: true, Noexec: true, Nosuid: true, Nodev: true,
-				StatVirt: "relaxed", HostPerms: "mirror"},
+				StatVirt: "relaxed", HostPerms: "mirror", Cache: "none"},
 			MountKindBind,
 		},
 		"named": {
@@ -189,11 +189,11 @@ func TestMountDefaults(t *testing.T) {
 		Mount.Bind("/s", MountOptions{}), Mount.Named("n", MountOptions{}), Mount.Tmpfs(TmpfsOptions{}), Mount.Disk("/d", DiskOptions{}),
 	} {
 		s := specOf(t, WithMounts(map[string]MountConfig{"/m": m}))
-		if s.Readonly || s.Noexec || s.Nosuid || s.Nodev || s.StatVirt != "" || s.HostPerms != "" {
+		if s.Readonly || s.Noexec || s.Nosuid || s.Nodev || s.StatVirt != "" || s.HostPerms != "" || s.Cache != "" {
 			t.Errorf("%v: %+v", m.Kind(), s)
 		}
 	}
-	if StatVirtualizationDefault != "" || HostPermissionsDefault != "" {
+	if StatVirtualizationDefault != "" || HostPermissionsDefault != "" || CacheModeDefault != "" {
 		t.Error("the defaults are not the zero values")
 	}
 }
@@ -283,6 +283,9 @@ func TestMountBuilderRefuses(t *testing.T) {
 		"host policy on disk":        {"/m", func(b *MountBuilder) *MountBuilder { return b.Disk("/d").HostPermissions(HostPermissionsMirror) }, "host permissions"},
 		"stat policy on disk volume": {"/m", diskVolume().and(func(b *MountBuilder) { b.StatVirtualization(StatVirtualizationStrict) }), "stat virtualization"},
 		"host policy on disk volume": {"/m", diskVolume().and(func(b *MountBuilder) { b.HostPermissions(HostPermissionsPrivate) }), "host permissions"},
+		"cache on tmpfs":             {"/m", func(b *MountBuilder) *MountBuilder { return b.Tmpfs().Cache(CacheModeAuto) }, "cache"},
+		"cache on disk":              {"/m", func(b *MountBuilder) *MountBuilder { return b.Disk("/d").Cache(CacheModeNone) }, "cache"},
+		"cache on disk volume":       {"/m", diskVolume().and(func(b *MountBuilder) { b.Cache(CacheModeAlways) }), "cache"},
 		"off and mirror": {"/m", func(b *MountBuilder) *MountBuilder {
 			return b.Bind("/s").StatVirtualization(StatVirtualizationOff).HostPermissions(HostPermissionsMirror)
 		}, "contradict"},
@@ -354,6 +357,8 @@ func TestMountConfigRefuses(t *testing.T) {
 		"unknown volume kind":     {MountConfig{Named: "n", NamedMode: "create", NamedKind: "tape"}, ErrInvalidArgument, "tape"},
 		"unknown stat policy":     {MountConfig{Bind: "/a", StatVirtualization: "x"}, ErrInvalidArgument, `"x"`},
 		"unknown host policy":     {MountConfig{Bind: "/a", HostPermissions: "x"}, ErrInvalidArgument, `"x"`},
+		"unknown cache mode":      {MountConfig{Bind: "/a", Cache: "writeback"}, ErrInvalidArgument, `"writeback"`},
+		"cache on a disk volume":  {MountConfig{Named: "n", NamedMode: "create", NamedKind: "disk", SizeMiB: 64, Cache: "none"}, ErrInvalidConfig, "cache"},
 		"policy on a disk volume": {MountConfig{Named: "n", NamedMode: "create", NamedKind: "disk", SizeMiB: 64, StatVirtualization: "strict"}, ErrInvalidConfig, "stat virtualization"},
 	}
 	for name, tt := range tests {
@@ -518,7 +523,7 @@ func TestSettersNeverFail(t *testing.T) {
 		return b.Bind("\x00").NamedWith("/", func(v *NamedVolumeBuilder) *NamedVolumeBuilder {
 			return v.Existing().Create().EnsureExists().Name("").Directory().Disk().Size(0).Quota(1).Label("", "")
 		}).Tmpfs().Disk("").Format("?").Fstype("").Readonly().Noexec().Nosuid().Nodev().
-			StatVirtualization("?").HostPermissions("?").Size(0)
+			StatVirtualization("?").HostPermissions("?").Cache("?").Size(0)
 	}))
 	if called != 1 {
 		t.Errorf("the function was called %d times", called)
@@ -546,7 +551,7 @@ func TestMountCompile(t *testing.T) {
 		typ     reflect.Type
 		methods []string
 	}{
-		{reflect.TypeFor[*MountBuilder](), []string{"Bind", "Build", "Disk", "Format", "Fstype", "HostPermissions", "Named", "NamedWith",
+		{reflect.TypeFor[*MountBuilder](), []string{"Bind", "Build", "Cache", "Disk", "Format", "Fstype", "HostPermissions", "Named", "NamedWith",
 			"Nodev", "Noexec", "Nosuid", "Readonly", "Size", "StatVirtualization", "Tmpfs"}},
 		{reflect.TypeFor[*NamedVolumeBuilder](), []string{"Create", "Directory", "Disk", "EnsureExists", "Existing", "Label", "Name", "Quota", "Size"}},
 		{reflect.TypeFor[VolumeMount](), []string{"Config", "Guest"}},
@@ -577,5 +582,8 @@ func TestMountCompile(t *testing.T) {
 	}
 	if HostPermissionsPrivate != "private" || HostPermissionsMirror != "mirror" {
 		t.Error("host permission constants")
+	}
+	if CacheModeAuto != "auto" || CacheModeNone != "none" || CacheModeAlways != "always" {
+		t.Error("cache mode constants")
 	}
 }

@@ -119,6 +119,7 @@ type VolumeHolder struct {
 	Sandbox  string // name; "" for a program of its own
 	PID      int    // of the sandbox's supervisor, or of the program
 	Readonly bool
+	Cache    CacheMode // CacheModeAlways of who therefore has it alone, else ""
 	Since    time.Time
 }
 
@@ -135,7 +136,7 @@ func (h *VolumeHandle) Holders(ctx context.Context) ([]VolumeHolder, error) {
 	}
 	out := make([]VolumeHolder, len(found))
 	for i, f := range found {
-		out[i] = VolumeHolder(f)
+		out[i] = VolumeHolder{Sandbox: f.Sandbox, PID: f.PID, Readonly: f.Readonly, Cache: CacheMode(f.Cache), Since: f.Since}
 	}
 	return out, nil
 }

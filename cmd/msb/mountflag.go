@@ -80,6 +80,7 @@ next ":". OPTIONS are separated by commas:
   ro | rw, noexec, nosuid, nodev       all mounts
   stat-virt=strict|relaxed|off         directories and directory volumes
   host-perms=private|mirror            directories and directory volumes
+  cache=auto|none|always               directories and directory volumes
   quota=SIZE                           directories and directory volumes
   kind=dir|disk, size=SIZE, label.K=V  --mount-named, of a volume that is made
   create=existing|create|ensure-exists --mount-named [ensure-exists]
@@ -229,6 +230,8 @@ func (p *mountParser) checkNamed() error {
 		return usagef("stat-virt is not valid with kind=disk")
 	case disk && p.seen["host-perms"]:
 		return usagef("host-perms is not valid with kind=disk")
+	case disk && p.seen["cache"]:
+		return usagef("cache is not valid with kind=disk")
 	}
 	return nil
 }
@@ -342,6 +345,7 @@ func (p *mountParser) config() microsandbox.MountConfig {
 		Nodev:              p.base.Nodev,
 		StatVirtualization: p.base.StatVirtualization,
 		HostPermissions:    p.base.HostPermissions,
+		Cache:              p.base.Cache,
 	}
 	m := p.base
 	switch {
@@ -411,6 +415,10 @@ var mountOptions = []mountOption{
 	{name: "host-perms", on: onDirectories, set: func(p *mountParser, v string) error {
 		p.base.HostPermissions = microsandbox.HostPermissions(v)
 		return oneOf(v, "private", "mirror")
+	}},
+	{name: "cache", on: onDirectories, set: func(p *mountParser, v string) error {
+		p.base.Cache = microsandbox.CacheMode(v)
+		return oneOf(v, "auto", "none", "always")
 	}},
 	{name: "quota", on: flagVolume | flagDir | flagNamed, set: func(p *mountParser, v string) (err error) {
 		p.base.QuotaMiB, err = parseMiB(v)

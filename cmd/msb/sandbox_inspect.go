@@ -107,7 +107,7 @@ func mountLine(m mount.Spec) string {
 			options = append(options, o.name)
 		}
 	}
-	for _, o := range []struct{ name, value string }{{"stat-virt", m.StatVirt}, {"host-perms", m.HostPerms}, {"fstype", m.Fstype}} {
+	for _, o := range []struct{ name, value string }{{"stat-virt", m.StatVirt}, {"host-perms", m.HostPerms}, {"cache", m.Cache}, {"fstype", m.Fstype}} {
 		if o.value != "" {
 			options = append(options, o.name+"="+o.value)
 		}

@@ -26,6 +26,7 @@ type volumeDetails struct {
 // holderJSON is who has a volume attached; sandbox is null for a program of its
 // own.
 type holderJSON struct {
+	Cache    *string `json:"cache"` // "always" if it has the volume alone for that
 	PID      int     `json:"pid"`
 	Readonly bool    `json:"readonly"`
 	Sandbox  *string `json:"sandbox"`
@@ -79,7 +80,7 @@ func inspectVolume(h *microsandbox.VolumeHandle, holders []microsandbox.VolumeHo
 	d.UsedBytes = &used
 	d.Holders = make([]holderJSON, len(holders))
 	for i, o := range holders {
-		d.Holders[i] = holderJSON{PID: o.PID, Readonly: o.Readonly, Sandbox: textOrNull(o.Sandbox), Since: jsonTime(o.Since)}
+		d.Holders[i] = holderJSON{Cache: textOrNull(string(o.Cache)), PID: o.PID, Readonly: o.Readonly, Sandbox: textOrNull(o.Sandbox), Since: jsonTime(o.Since)}
 	}
 	if l := h.Local(); l != nil {
 		d.ID = l.ID
@@ -127,6 +128,9 @@ func holderText(holders []microsandbox.VolumeHolder) string {
 		}
 		if o.Readonly {
 			how = "read-only"
+		}
+		if o.Cache != "" {
+			how += ", cache=" + string(o.Cache)
 		}
 		parts[i] = fmt.Sprintf("%s (%s, process %d, since %s)", who, how, o.PID, formatTime(o.Since))
 	}

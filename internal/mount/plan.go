@@ -165,7 +165,7 @@ func (b *planner) addShare(s *Spec, dir string, id identity) {
 		Readonly:  s.Readonly,
 		StatVirt:  orDefault(s.StatVirt, StatStrict),
 		HostPerms: orDefault(s.HostPerms, PermsPrivate),
-		Cache:     "auto",
+		Cache:     orDefault(s.Cache, CacheAuto),
 		GuestUID:  b.options.GuestUID,
 		GuestGID:  b.options.GuestGID,
 		Queues:    1,
@@ -204,12 +204,14 @@ func (b *planner) attach(ctx context.Context, s *Spec) (*volstore.Attachment, er
 		return a, nil
 	}
 	mode, readonly := volstore.Shared, !b.writers[s.Resolved.VolumeID]
+	holder := volstore.Holder{Sandbox: b.options.Sandbox, PID: b.options.PID, Readonly: readonly}
 	if s.Resolved.VolumeKind == VolumeDisk && !readonly {
 		mode = volstore.Exclusive
 	}
-	a, err := b.store.AttachID(ctx, s.Resolved.VolumeID, mode, volstore.Holder{
-		Sandbox: b.options.Sandbox, PID: b.options.PID, Readonly: readonly,
-	})
+	if s.Cache == CacheAlways { // what others wrote, or will read, passes that cache by
+		mode, holder.Cache = volstore.Exclusive, s.Cache
+	}
+	a, err := b.store.AttachID(ctx, s.Resolved.VolumeID, mode, holder)
 	if errdefs.Is(err, errdefs.VolumeNotFound) {
 		return nil, goneError(s)
 	}

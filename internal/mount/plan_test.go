@@ -203,6 +203,57 @@ func TestOpenSharing(t *testing.T) {
 	}
 }
 
+// TestOpenAlways: a volume that one sandbox caches for good has no other
+// attachment, whichever came first and whoever only reads, and each refusal says
+// who is there and what to do.
+func TestOpenAlways(t *testing.T) {
+	st, h := realStore(t)
+	auto := Spec{Guest: "/m", Kind: KindNamed, Source: "cache"}
+	none, always, reader := auto, auto, auto
+	none.Cache, always.Cache, reader.Cache, reader.Readonly = CacheNone, CacheAlways, CacheAlways, true
+	for name, tt := range map[string]struct {
+		first, second Spec
+		who, hint     string
+	}{
+		"always, then auto":   {always, auto, `sandbox "box" (read-write, cache=always)`, "stop that sandbox, or mount the volume there with cache=auto"},
+		"always, then none":   {always, none, "cache=always", "stop that sandbox"},
+		"always, then always": {always, always, "cache=always", "mount it with cache=auto"},
+		"auto, then always":   {auto, always, `sandbox "box" (read-write)`, "mount it with cache=auto or cache=none"},
+		"none, then always":   {none, always, `sandbox "box" (read-write)`, "mount it with cache=auto"},
+		"reader, then auto":   {reader, auto, `sandbox "box" (read-only, cache=always)`, "stop that sandbox"},
+		"auto, then reader":   {auto, reader, `sandbox "box" (read-write)`, "mount it with cache=auto"},
+		"reader, then reader": {reader, reader, "read-only, cache=always", "mount it with cache=auto"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			box := forTest
+			box.Sandbox = "box"
+			plan, err := Open(t.Context(), st, resolve(t, st, h, tt.first), box)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := plan.Shares[0].Cache; got != orDefault(tt.first.Cache, CacheAuto) {
+				t.Errorf("the share has cache mode %q", got)
+			}
+			second := resolve(t, st, h, tt.second)
+			other := OpenOptions{Sandbox: "other", PID: os.Getpid()}
+			_, err = Open(t.Context(), st, second, other)
+			var e *errdefs.Error
+			if !errors.As(err, &e) || e.Kind != errdefs.InvalidConfig || !errors.Is(err, errdefs.ErrVolumeInUse) ||
+				!strings.Contains(err.Error(), tt.who) || !strings.Contains(e.Hint, tt.hint) {
+				t.Errorf("the second one: %v, hint %q", err, e.Hint)
+			}
+			if err := plan.Close(); err != nil {
+				t.Fatal(err)
+			}
+			after, err := Open(t.Context(), st, second, other)
+			if err != nil {
+				t.Fatalf("when the first is gone: %v", err)
+			}
+			after.Close()
+		})
+	}
+}
+
 // TestOpenLocksFollowTheFiles: an image stays locked while a process that
 // inherited its file lives, as QEMU does, after the plan is closed.
 func TestOpenLocksFollowTheFiles(t *testing.T) {

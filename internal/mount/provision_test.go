@@ -458,6 +458,7 @@ func TestProvisionChecksBeforeMaking(t *testing.T) {
 		"taken name":          namedSpec("/m", "old", ModeCreate, ""),
 		"policy on disk":      {Guest: "/m", Kind: KindNamed, Source: "disk", StatVirt: StatStrict},
 		"host perms on disk":  {Guest: "/m", Kind: KindNamed, Source: "disk", HostPerms: PermsPrivate},
+		"cache mode on disk":  {Guest: "/m", Kind: KindNamed, Source: "disk", Cache: CacheAuto},
 		"unsupported image":   diskSpec("/x.qcow2"),
 		"disk without a size": {Guest: "/m", Kind: KindNamed, Source: "none", Named: Named{Mode: ModeEnsureExists, Kind: VolumeDisk}},
 	} {

@@ -40,6 +40,14 @@ const (
 	PermsMirror  = "mirror"
 )
 
+// Cache modes of a directory: what the guest's kernel may keep, and for how
+// long. "" is CacheAuto.
+const (
+	CacheAuto   = "auto"   // one second
+	CacheNone   = "none"   // nothing
+	CacheAlways = "always" // for good: nobody else writes
+)
+
 // Disk image formats; "" takes the one the file name's extension says.
 const (
 	FormatRaw   = "raw"
@@ -62,6 +70,7 @@ type Spec struct {
 
 	StatVirt  string `json:"stat_virtualization,omitempty"`
 	HostPerms string `json:"host_permissions,omitempty"`
+	Cache     string `json:"cache,omitempty"`
 
 	SizeMiB  uint32 `json:"size_mib,omitempty"`  // tmpfs: limit; 0 = the kernel's default
 	QuotaMiB uint32 `json:"quota_mib,omitempty"` // bind: what the guest may add; 0 = no limit

@@ -28,7 +28,7 @@ const separators = ",:;"
 // Errors: [errdefs.InvalidConfig]; [errdefs.InvalidArgument] for words that are
 // no mode, volume kind or policy at all.
 func Validate(specs []Spec) error {
-	v := validator{guests: map[string]bool{}, volumes: map[string]bool{}}
+	v := validator{guests: map[string]bool{}, volumes: map[string]bool{}, alone: map[string]bool{}}
 	for i := range specs {
 		if err := v.add(&specs[i]); err != nil {
 			return err
@@ -41,6 +41,7 @@ func Validate(specs []Spec) error {
 type validator struct {
 	guests  map[string]bool // cleaned guest paths
 	volumes map[string]bool // names of named mounts; true: as a disk volume
+	alone   map[string]bool // of those, the ones with CacheAlways
 	devices int
 }
 
@@ -71,7 +72,10 @@ func (v *validator) checkTogether(s *Spec) error {
 		if seen && (disk || before) {
 			return diskTwice(s)
 		}
-		v.volumes[s.Source] = disk || before
+		if seen && (s.Cache == CacheAlways || v.alone[s.Source]) {
+			return alwaysTwice(s)
+		}
+		v.volumes[s.Source], v.alone[s.Source] = disk || before, s.Cache == CacheAlways
 	}
 	if s.Kind != KindTmpfs {
 		v.devices++
@@ -197,6 +201,7 @@ var words = []struct {
 }{
 	{"stat virtualization", func(s *Spec) string { return s.StatVirt }, []string{StatStrict, StatRelaxed, StatOff}, errdefs.InvalidArgument},
 	{"host permissions", func(s *Spec) string { return s.HostPerms }, []string{PermsPrivate, PermsMirror}, errdefs.InvalidArgument},
+	{"cache mode", func(s *Spec) string { return s.Cache }, []string{CacheAuto, CacheNone, CacheAlways}, errdefs.InvalidArgument},
 	{"named volume mode", func(s *Spec) string { return s.Named.Mode }, []string{ModeExisting, ModeCreate, ModeEnsureExists, "ensure_exists"}, errdefs.InvalidArgument},
 	{"volume kind", func(s *Spec) string { return s.Named.Kind }, []string{VolumeDir, "directory", VolumeDisk}, errdefs.InvalidArgument},
 	{"disk image format", func(s *Spec) string { return s.Format }, []string{FormatRaw, FormatQcow2, FormatVmdk}, errdefs.InvalidConfig},
@@ -239,6 +244,7 @@ var options = []struct {
 	{"fstype", func(s *Spec) bool { return s.Fstype != "" || s.FstypeSet }, onImage, "disk image mounts"},
 	{"stat virtualization", func(s *Spec) bool { return s.StatVirt != "" }, onBind | onNamedDir, "mounts of directories: bind and directory volumes"},
 	{"host permissions", func(s *Spec) bool { return s.HostPerms != "" }, onBind | onNamedDir, "mounts of directories: bind and directory volumes"},
+	{"cache", func(s *Spec) bool { return s.Cache != "" }, onBind | onNamedDir, "mounts of directories: bind and directory volumes"},
 	{"mode", func(s *Spec) bool { return s.Named.Mode != "" }, onNamedDir | onNamedDisk, "named mounts"},
 	{"volume kind", func(s *Spec) bool { return s.Named.Kind != "" }, onNamedDir | onNamedDisk, "named mounts"},
 	{"volume size", func(s *Spec) bool { return s.Named.SizeMiB != 0 }, onNamedDir | onNamedDisk, "named mounts of disk volumes"},
@@ -360,6 +366,13 @@ func validFstype(t string) bool {
 		return false
 	}
 	return !strings.ContainsFunc(t, func(r rune) bool { return r <= ' ' || r == 0x7f || strings.ContainsRune(",;:=", r) })
+}
+
+// alwaysTwice refuses a second mount of a volume of which one mount never looks
+// again at what it has seen: the guest's kernel keeps a cache for each.
+func alwaysTwice(s *Spec) error {
+	return invalid(s, "volume %q is mounted twice in one sandbox, with cache=always", s.Source).
+		WithHint("cache=always is for a volume with one mount; use cache=auto or cache=none for both")
 }
 
 // diskTwice refuses a second mount of one disk volume.

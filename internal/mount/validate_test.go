@@ -34,6 +34,7 @@ func TestOptionMatrix(t *testing.T) {
 		"nodev":               {func(s *Spec) { s.Nodev = true }, "bind named-dir named-disk tmpfs disk-image"},
 		"stat virtualization": {func(s *Spec) { s.StatVirt = StatStrict }, "bind named-dir"},
 		"host permissions":    {func(s *Spec) { s.HostPerms = PermsPrivate }, "bind named-dir"},
+		"cache":               {func(s *Spec) { s.Cache = CacheNone }, "bind named-dir"},
 		"format":              {func(s *Spec) { s.Format = FormatRaw }, "disk-image"},
 		"fstype":              {func(s *Spec) { s.Fstype = "ext4" }, "disk-image"},
 		"size":                {func(s *Spec) { s.SizeMiB = 8 }, "tmpfs"},
@@ -203,6 +204,7 @@ func TestWords(t *testing.T) {
 		"volume kind":      {func(s *Spec) { s.Named.Kind = "tape" }, errdefs.InvalidArgument},
 		"stat policy":      {func(s *Spec) { s.StatVirt = "Strict" }, errdefs.InvalidArgument},
 		"host permissions": {func(s *Spec) { s.HostPerms = "public" }, errdefs.InvalidArgument},
+		"cache mode":       {func(s *Spec) { s.Cache = "never" }, errdefs.InvalidArgument},
 		"format":           {func(s *Spec) { s.Format = "vdi" }, errdefs.InvalidConfig},
 	}
 	for name, tt := range tests {
@@ -331,6 +333,9 @@ func TestFormatOf(t *testing.T) {
 // the budget of devices.
 func TestTogether(t *testing.T) {
 	dir := func(guest, name string) Spec { return Spec{Guest: guest, Kind: KindNamed, Source: name} }
+	always := func(guest, name string) Spec {
+		return Spec{Guest: guest, Kind: KindNamed, Source: name, Cache: CacheAlways}
+	}
 	disk := func(guest, name string) Spec {
 		return Spec{Guest: guest, Kind: KindNamed, Source: name, Named: Named{Mode: ModeEnsureExists, Kind: VolumeDisk, SizeMiB: 64}}
 	}
@@ -346,6 +351,9 @@ func TestTogether(t *testing.T) {
 		"disk volume, then existing":  {[]Spec{disk("/a", "x"), dir("/b", "x")}, "mounted twice"},
 		"existing, then disk volume":  {[]Spec{dir("/a", "x"), disk("/b", "x")}, "mounted twice"},
 		"two disk volumes":            {[]Spec{disk("/a", "x"), disk("/b", "y")}, ""},
+		"twice, first for good":       {[]Spec{always("/a", "x"), dir("/b", "x")}, `named mount at "/b": volume "x" is mounted twice`},
+		"twice, second for good":      {[]Spec{dir("/a", "x"), always("/b", "x")}, "mounted twice"},
+		"two for good":                {[]Spec{always("/a", "x"), always("/b", "y"), dir("/c", "z")}, ""},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

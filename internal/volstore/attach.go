@@ -33,6 +33,7 @@ type Holder struct {
 	Sandbox  string    `json:"sandbox"`
 	PID      int       `json:"pid"`
 	Readonly bool      `json:"readonly"`
+	Cache    string    `json:"cache,omitempty"` // cache mode of a directory volume that is held alone for it
 	Since    time.Time `json:"since"`
 }
 
@@ -41,6 +42,9 @@ func (h Holder) String() string {
 	how := "read-write"
 	if h.Readonly {
 		how = "read-only"
+	}
+	if h.Cache != "" {
+		how += ", cache=" + h.Cache
 	}
 	if h.Sandbox == "" {
 		return fmt.Sprintf("process %d (%s)", h.PID, how)
@@ -139,7 +143,7 @@ func (s *Store) hold(ctx context.Context, v *Volume, mode AttachMode, h Holder) 
 		how = unix.LOCK_EX
 	}
 	if err := s.tryAttachLock(ctx, lock, how, v.Name); err != nil {
-		return nil, err
+		return nil, hintCache(err, v.Kind, mode)
 	}
 	now, err := s.GetByID(ctx, v.ID)
 	if err != nil {

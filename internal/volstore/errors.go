@@ -64,6 +64,22 @@ func inUse(name string, holders []Holder) error {
 	return e.WithHint("stop what uses it first")
 }
 
+// hintCache tells the way out of a refused attachment of a directory volume.
+// Directories are shared but for one reason: one side keeps what it has seen for
+// good.
+func hintCache(err error, kind string, mode AttachMode) error {
+	var e *errdefs.Error
+	if kind != KindDir || !errors.As(err, &e) || !errors.Is(err, errdefs.ErrVolumeInUse) {
+		return err
+	}
+	if mode == Exclusive {
+		_ = e.WithHint("cache=always is for a volume that one sandbox uses: mount it with cache=auto or cache=none")
+	} else {
+		_ = e.WithHint("cache=always keeps others out: stop that sandbox, or mount the volume there with cache=auto or cache=none")
+	}
+	return err
+}
+
 // held is ErrVolumeInUse in words of its own.
 type held string
 
