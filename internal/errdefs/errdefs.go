@@ -5,6 +5,7 @@ package errdefs
 import (
 	"errors"
 	"fmt"
+	"syscall"
 )
 
 // Kind classifies an error. The order is that of the public ErrorKind
@@ -120,9 +121,20 @@ func Is(err error, kind Kind) bool {
 	return errors.As(err, &e) && e.Kind == kind
 }
 
-// QuotaError reports the numbers of a refused write in bytes.
-type QuotaError struct{ Limit, Used, Want int64 }
+// QuotaError reports the numbers of a refused change: bytes, or inodes if Inodes.
+// It matches syscall.ENOSPC.
+type QuotaError struct {
+	Limit, Used, Want int64
+	Inodes            bool
+}
 
 func (e *QuotaError) Error() string {
-	return fmt.Sprintf("quota exceeded: limit %d bytes, used %d, wanted %d more", e.Limit, e.Used, e.Want)
+	unit := "bytes"
+	if e.Inodes {
+		unit = "files"
+	}
+	return fmt.Sprintf("quota exceeded: limit %d %s, used %d, wanted %d more", e.Limit, unit, e.Used, e.Want)
 }
+
+// Is reports whether target is ENOSPC, which is what a guest sees.
+func (e *QuotaError) Is(target error) bool { return target == syscall.ENOSPC }

@@ -1,0 +1,133 @@
+package ledger
+
+import (
+	"golang.org/x/sys/unix"
+)
+
+// Block is the unit of charges in bytes.
+const Block = 4096
+
+// InlineLink is the longest target of a symlink, or of its stand-in, that costs
+// nothing, in bytes.
+const InlineLink = 59
+
+// InlineXattrs is how many bytes of names and values of an inode's attributes
+// cost nothing.
+const InlineXattrs = 64
+
+// Delta is a charge or the difference of two.
+type Delta struct{ Bytes, Inodes int64 }
+
+// Plus returns the sum of two.
+func (d Delta) Plus(e Delta) Delta { return Delta{d.Bytes + e.Bytes, d.Inodes + e.Inodes} }
+
+// Minus returns d less e.
+func (d Delta) Minus(e Delta) Delta { return Delta{d.Bytes - e.Bytes, d.Inodes - e.Inodes} }
+
+// Limits of a volume; 0 means none.
+type Limits struct{ Bytes, Inodes int64 }
+
+// DefaultInodes is the limit of inodes that comes with a limit of bytes: one per
+// block, at least 1024.
+func DefaultInodes(bytes int64) int64 {
+	if bytes == 0 {
+		return 0
+	}
+	return max(bytes/Block, 1024)
+}
+
+// Rules say what things cost on one file system.
+type Rules struct {
+	// DirSizes: a directory's size is the space it takes (ext4, XFS). Elsewhere
+	// each directory costs one block.
+	DirSizes bool
+}
+
+// RulesOf returns the rules for the file system of an open file.
+func RulesOf(fd int) (Rules, error) {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(fd, &st); err != nil {
+		return Rules{}, err
+	}
+	return Rules{DirSizes: st.Type == unix.EXT4_SUPER_MAGIC || st.Type == unix.XFS_SUPER_MAGIC}, nil
+}
+
+// File is the charge of a regular file's content: its size rounded up to blocks;
+// holes count. It is charged once per inode.
+func (Rules) File(size int64) int64 { return roundUp(size) }
+
+// Link is the charge of a symlink or its stand-in by the length of its target.
+func (Rules) Link(length int64) int64 {
+	if length <= InlineLink {
+		return 0
+	}
+	return roundUp(length)
+}
+
+// Dir is the charge of a directory by its st_size.
+func (r Rules) Dir(size int64) int64 {
+	if !r.DirSizes {
+		return Block
+	}
+	return max(roundUp(size), Block)
+}
+
+// Root is the charge of the volume's root: its first block is free.
+func (r Rules) Root(size int64) int64 { return r.Dir(size) - Block }
+
+// Xattrs is the charge of an inode's attributes by the sum of the lengths of their
+// names and values: see [CountedXattr] for which.
+func (Rules) Xattrs(bytes int64) int64 {
+	if bytes <= InlineXattrs {
+		return 0
+	}
+	return roundUp(bytes)
+}
+
+// overlayXattr holds what guests see of a file. Every file of a volume may have
+// one; it fits into any inode.
+const overlayXattr = "user.msb.override_stat"
+
+// CountedXattr reports whether an attribute counts: those that a guest can set,
+// which are user attributes but for the stat overlay, and access lists.
+func CountedXattr(name string) bool {
+	switch name {
+	case overlayXattr:
+		return false
+	case "system.posix_acl_access", "system.posix_acl_default":
+		return true
+	}
+	return len(name) > 5 && name[:5] == "user."
+}
+
+// Inode is the charge of an inode that has at least one name: content, attributes
+// and its names. standin says that a regular file stands in for a symlink,
+// xattrs is the sum for [Rules.Xattrs].
+func (r Rules) Inode(st *unix.Stat_t, standin bool, xattrs int64) Delta {
+	d := Delta{Bytes: r.Xattrs(xattrs), Inodes: 1}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		d.Bytes += r.Dir(st.Size)
+		return d
+	case unix.S_IFLNK:
+		d.Bytes += r.Link(st.Size)
+	case unix.S_IFREG:
+		if standin {
+			d.Bytes += r.Link(st.Size)
+		} else {
+			d.Bytes += r.File(st.Size)
+		}
+	}
+	d.Inodes = max(int64(st.Nlink), 1)
+	return d
+}
+
+func roundUp(size int64) int64 {
+	if size <= 0 {
+		return 0
+	}
+	if size > maxValue {
+		return maxValue
+	}
+	return (size + Block - 1) &^ (Block - 1)
+}

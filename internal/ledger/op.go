@@ -1,0 +1,173 @@
+package ledger
+
+import (
+	"slices"
+	"sync"
+	"time"
+)
+
+// stripes let goroutines of one process take turns on inodes: the locks of an
+// open file do not keep them from each other.
+type stripes [64]sync.Mutex
+
+const maxInodes = 4 // of one operation: rename has two directories, the file and its victim
+
+// Op is a change of a volume from Lock to Done.
+type Op struct {
+	w       *Writer
+	inos    [maxInodes]uint64
+	n       int
+	begun   time.Time
+	late    bool // somebody else may be changing the same inodes
+	deaths  uint64
+	charged Delta // by Grow
+	err     error
+}
+
+// Lock begins an operation that may change the charges of these inodes, at most
+// four; a new inode needs none. Nobody else who locks one of them runs before
+// Done. It waits a quarter of a second for other processes; see [Op.Late].
+func (w *Writer) Lock(inos ...uint64) Op {
+	op := Op{w: w, n: len(inos)}
+	copy(op.inos[:], inos)
+	held := op.inos[:op.n]
+	slices.SortFunc(held, func(a, b uint64) int { return cmpStripe(a, b) })
+	op.n = len(slices.Compact(held))
+	for i, ino := range op.inos[:op.n] {
+		if i == 0 || stripe(ino) != stripe(op.inos[i-1]) {
+			w.stripes[stripe(ino)].Lock()
+		}
+	}
+	for _, ino := range op.inos[:op.n] {
+		ok, err := lockWithin(w.l.fd, inodeLock+int64(ino)&inodeMask, 1, inodePatience)
+		if err != nil || !ok {
+			op.late = true
+		}
+	}
+	op.begun = time.Now()
+	op.deaths, op.err = w.begin(op.late)
+	return op
+}
+
+func stripe(ino uint64) uint64 { return ino % uint64(len(stripes{})) }
+
+// cmpStripe orders inodes by stripe first, which is the order of locks.
+func cmpStripe(a, b uint64) int {
+	if x, y := stripe(a), stripe(b); x != y {
+		return int(x) - int(y)
+	}
+	switch {
+	case a < b:
+		return -1
+	case a > b:
+		return 1
+	}
+	return 0
+}
+
+// begin says that the volume may change from now on.
+func (w *Writer) begin(late bool) (deaths uint64, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.running++
+	w.since++
+	if late {
+		w.me.deaths++ // a walk is needed
+	}
+	if w.me.flags&flagActive == 0 || late {
+		w.me.flags |= flagActive
+		err = w.write()
+	}
+	return w.known, err
+}
+
+// Late reports whether another process did not let go of an inode's lock in time
+// (it may be stopped). The operation goes on, but what it finds before it grows
+// may change under it: take 0 for the size before, so that all of it is charged.
+func (op *Op) Late() bool { return op.late }
+
+// Grow charges the most that the operation may add, before it does. It may be
+// called again for more.
+//
+// Errors: *errdefs.QuotaError when a limit does not allow it, and nothing is
+// charged; Filesystem when the ledger cannot be written.
+func (op *Op) Grow(most Delta) error {
+	if op.err != nil {
+		return op.err
+	}
+	most = clamp(most)
+	if most == (Delta{}) {
+		return nil
+	}
+	if err := op.w.grow(most); err != nil {
+		return err
+	}
+	op.charged = op.charged.Plus(most)
+	return chargedPoint.Hit()
+}
+
+// Done ends the operation; actual is what it added, by looking before and after.
+// What was charged and is not in actual is refunded, unless others could not be
+// kept out. It must be called once, also after a failed operation.
+func (op *Op) Done(actual Delta) error {
+	w := op.w
+	err := donePoint.Hit()
+	over := op.charged.Minus(actual)
+	w.mu.Lock()
+	if op.late || op.overrun() {
+		over = Delta{min(over.Bytes, 0), min(over.Inodes, 0)}
+	}
+	w.refund(over)
+	w.running--
+	if err == nil {
+		err = w.trim()
+	}
+	w.mu.Unlock()
+	op.unlock()
+	if err == nil {
+		err = settledPoint.Hit()
+	}
+	return err
+}
+
+// overrun reports whether the operation took so long that somebody stopped
+// waiting for it, and asks for a walk then. mu is held.
+func (op *Op) overrun() bool {
+	if op.n == 0 || time.Since(op.begun) < inodePatience {
+		return false
+	}
+	if op.w.read() == nil && op.w.known == op.deaths {
+		return false // nobody did
+	}
+	op.w.me.deaths++
+	return true
+}
+
+func (op *Op) unlock() {
+	w := op.w
+	for _, ino := range op.inos[:op.n] {
+		unlock(w.l.fd, inodeLock+int64(ino)&inodeMask, 1)
+	}
+	for i := op.n - 1; i >= 0; i-- {
+		if i == 0 || stripe(op.inos[i]) != stripe(op.inos[i-1]) {
+			w.stripes[stripe(op.inos[i])].Unlock()
+		}
+	}
+}
+
+// Orphan tells that the operation took the last name of an inode; charge is what
+// it has counted, with one inode. held says that this server still has it open:
+// then it stays charged until Released. Otherwise it is freed when no other
+// server has it open. Done's actual must not contain it.
+func (op *Op) Orphan(ino uint64, charge Delta, held bool) {
+	w := op.w
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case held && w.o.Server:
+		w.own(ino, charge)
+	case op.late:
+	default:
+		w.free(charge)
+	}
+}

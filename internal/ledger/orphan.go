@@ -1,0 +1,169 @@
+package ledger
+
+import "github.com/microsandbox-go/microsandbox/internal/failpoint"
+
+var (
+	pendingPoint  = failpoint.New("ledger.pending")   // what was deleted is pending
+	takenPoint    = failpoint.New("ledger.taken")     // orphans of others are charged here, not yet answered
+	answeredPoint = failpoint.New("ledger.answered")  // the answer is written
+	freedPoint    = failpoint.New("ledger.collected") // what was pending is free
+)
+
+// own counts an inode without a name that is open here. Its charge is in the slot
+// already. mu is held.
+func (w *Writer) own(ino uint64, charge Delta) {
+	if _, known := w.orphans[ino]; known {
+		return
+	}
+	_, _ = tryLock(w.l.fd, orphanLock+int64(ino)&inodeMask, 1)
+	w.orphans[ino] = charge
+	w.me.orphans = w.me.orphans.Plus(charge)
+}
+
+// disown ends own. mu is held.
+func (w *Writer) disown(ino uint64, charge Delta) {
+	delete(w.orphans, ino)
+	w.me.orphans = w.me.orphans.Minus(charge)
+	unlock(w.l.fd, orphanLock+int64(ino)&inodeMask, 1)
+}
+
+// Released tells that the last descriptor of an inode is closed here. It does
+// nothing for one that was no orphan.
+func (w *Writer) Released(ino uint64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.others, ino)
+	if w.released != nil {
+		w.released[ino] = true
+	}
+	charge, ok := w.orphans[ino]
+	if !ok {
+		return
+	}
+	w.disown(ino, charge)
+	w.since++
+	w.free(charge)
+	_ = w.trim() // a failure leaves too much charged; the next write mends it
+}
+
+// free gives back what was deleted: at once if no other server lives, else when
+// they have answered. mu is held.
+func (w *Writer) free(charge Delta) {
+	if w.alone() {
+		w.refund(charge)
+		return
+	}
+	w.later = w.later.Plus(charge)
+	if !w.o.Server {
+		w.publish()
+	}
+}
+
+// alone reports whether no other server lives. mu is held.
+func (w *Writer) alone() bool {
+	if w.read() != nil {
+		return false
+	}
+	return w.l.look(&w.page, w.slot).others == 0
+}
+
+// publish makes what was deleted pending in the file. mu is held.
+func (w *Writer) publish() {
+	if w.later == (Delta{}) {
+		return
+	}
+	if w.me.pending != (Delta{}) && w.read() == nil && !w.l.look(&w.page, w.slot).waiting[w.slot] {
+		w.me.use = w.me.use.Minus(w.me.pending) // answered; what is new must not hold it up
+		w.me.pending = Delta{}
+	}
+	w.me.pending = w.me.pending.Plus(w.later)
+	w.me.pendAt = now()
+	w.later = Delta{}
+	if w.write() == nil {
+		_ = pendingPoint.Hit()
+	}
+}
+
+// collect frees what was pending when all others have answered, and makes what
+// came since then pending. w.page is fresh. mu is held.
+func (w *Writer) collect() error {
+	if w.me.pending != (Delta{}) {
+		if w.l.look(&w.page, w.slot).waiting[w.slot] {
+			return nil
+		}
+		w.me.use = w.me.use.Minus(w.me.pending)
+		w.me.pending = Delta{}
+		if err := w.write(); err != nil {
+			return err
+		}
+		if err := freedPoint.Hit(); err != nil {
+			return err
+		}
+	}
+	w.publish()
+	return nil
+}
+
+// answer looks for orphans that are open here, if others ask, and says that it
+// has looked. w.page is fresh. mu is held.
+func (w *Writer) answer() error {
+	if !w.o.Server {
+		return nil
+	}
+	for ino, charge := range w.others { // their server may have closed them or died
+		w.adopt(ino, charge)
+	}
+	asked := false
+	for i := range w.page.n {
+		s := &w.page.slots[i]
+		asked = asked || i != w.slot && s.pending != (Delta{}) && s.pendAt >= w.me.ackAt
+	}
+	if !asked {
+		return nil
+	}
+	at := now()
+	for ino, charge := range w.scan() {
+		if _, known := w.orphans[ino]; !known {
+			w.adopt(ino, charge)
+		}
+	}
+	w.me.ackAt = at
+	if err := w.write(); err != nil {
+		return err
+	}
+	return answeredPoint.Hit()
+}
+
+// scan asks the server for its orphans. mu is held, and released meanwhile: the
+// server's own locks come first.
+func (w *Writer) scan() map[uint64]Delta {
+	found := map[uint64]Delta{}
+	if w.o.Orphans == nil {
+		return found
+	}
+	w.released = map[uint64]bool{}
+	w.mu.Unlock()
+	w.o.Orphans(func(ino uint64, charge Delta) { found[ino] = charge })
+	w.mu.Lock()
+	for ino := range w.released { // closed while we looked
+		delete(found, ino)
+	}
+	w.released = nil
+	return found
+}
+
+// adopt charges an orphan that is open here, unless another server does. mu is
+// held.
+func (w *Writer) adopt(ino uint64, charge Delta) {
+	ok, err := tryLock(w.l.fd, orphanLock+int64(ino)&inodeMask, 1)
+	if err != nil || !ok {
+		w.others[ino] = charge
+		return
+	}
+	delete(w.others, ino)
+	w.orphans[ino] = charge
+	w.me.orphans = w.me.orphans.Plus(charge)
+	w.me.use = w.me.use.Plus(charge) // goes into the file with the answer
+	_ = w.write()
+	_ = takenPoint.Hit()
+}
