@@ -47,7 +47,7 @@ func (c *call) attr(n *inode, a *fusewire.Attr) errno {
 
 // replyAttr makes the attributes of n the reply.
 func (c *call) replyAttr(n *inode) errno {
-	out := fusewire.AttrOut{AttrValid: c.s.valid}
+	out := fusewire.AttrOut{AttrValid: c.s.valid.sec, AttrValidNsec: c.s.valid.nsec}
 	if err := c.attr(n, &out.Attr); err != 0 {
 		return err
 	}
@@ -81,7 +81,7 @@ func (c *call) opStatx() errno {
 		return err
 	}
 	st := &c.stx
-	out := fusewire.StatxOut{AttrValid: c.s.valid, Stat: fusewire.Statx{
+	out := fusewire.StatxOut{AttrValid: c.s.valid.sec, AttrValidNsec: c.s.valid.nsec, Stat: fusewire.Statx{
 		Mask:    st.Mask & (unix.STATX_BASIC_STATS | unix.STATX_BTIME),
 		Blksize: a.Blksize, Nlink: a.Nlink, UID: a.UID, GID: a.GID, Mode: uint16(a.Mode),
 		Ino: a.Ino, Size: a.Size, Blocks: a.Blocks,

@@ -59,6 +59,17 @@ const (
 	cacheAlways
 )
 
+// validity is how long the guest may keep names and attributes without asking
+// again.
+type validity struct {
+	sec  uint64
+	nsec uint32
+}
+
+// validities of the modes. That of auto leaves a tenth of the promised second to
+// the request, the reply and the guest's clock, which counts in ticks.
+var validities = [...]validity{cacheAuto: {0, 900e6}, cacheNone: {}, cacheAlways: {86400, 0}}
+
 var (
 	statVirts  = map[string]statVirt{"": virtStrict, "strict": virtStrict, "relaxed": virtRelaxed, "off": virtOff}
 	hostPerms  = map[string]bool{"": false, "private": false, "mirror": true}

@@ -55,13 +55,20 @@ func serveFuse(config string) int {
 // kernel without the guest.
 func mountShare(t *testing.T, cfg Config) (mnt, dir string) {
 	t.Helper()
+	dir = t.TempDir()
+	return mountDir(t, dir, cfg), dir
+}
+
+// mountDir is mountShare for a directory that is there.
+func mountDir(t *testing.T, dir string, cfg Config) (mnt string) {
+	t.Helper()
 	prereq.Root(t, "mount")
 	dev, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
 	if err != nil {
 		prereq.Missing(t, "/dev/fuse: %v", err)
 	}
 	defer dev.Close()
-	dir, mnt = t.TempDir(), t.TempDir()
+	mnt = t.TempDir()
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -97,7 +104,7 @@ func mountShare(t *testing.T, cfg Config) (mnt, dir string) {
 			t.Errorf("server: %v", err)
 		}
 	})
-	return mnt, dir
+	return mnt
 }
 
 // pump carries requests from /dev/fuse to the server until the unmount.

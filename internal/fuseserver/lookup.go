@@ -199,7 +199,8 @@ func (c *call) replyEntry(n *inode, out *fusewire.EntryOut) {
 
 func (c *call) fillEntry(n *inode, out *fusewire.EntryOut) {
 	out.NodeID = n.id
-	out.EntryValid, out.AttrValid = c.s.valid, c.s.valid
+	out.EntryValid, out.EntryValidNsec = c.s.valid.sec, c.s.valid.nsec
+	out.AttrValid, out.AttrValidNsec = c.s.valid.sec, c.s.valid.nsec
 }
 
 func (c *call) opForget() errno {

@@ -21,7 +21,7 @@ type Server struct {
 	mirror   bool
 	cache    cacheMode
 	readonly bool
-	valid    uint64 // seconds that the guest may keep entries and attributes
+	valid    validity
 
 	root      int // O_PATH descriptor of the share
 	proc      int // descriptor of /proc/self/fd
@@ -81,7 +81,7 @@ func New(cfg Config) (*Server, error) {
 	if s.fds == nil {
 		s.fds = new(atomic.Int64)
 	}
-	s.valid = map[cacheMode]uint64{cacheAuto: 1, cacheNone: 0, cacheAlways: 86400}[s.cache]
+	s.valid = validities[s.cache]
 	s.lastID.Store(rootID)
 	s.work = newWorkers(s)
 	if err := s.open(); err != nil {
