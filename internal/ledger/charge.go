@@ -1,6 +1,8 @@
 package ledger
 
 import (
+	"io"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -131,3 +133,50 @@ func roundUp(size int64) int64 {
 	}
 	return (size + Block - 1) &^ (Block - 1)
 }
+
+// DirGrowth is the most that a directory's charge may grow by when it gets one
+// more name. exact says to look into the directory for a better answer than the
+// worst case, which takes longer: it is 0 where the name surely fits.
+func (r Rules) DirGrowth(dir int, nameLen int, exact bool) int64 {
+	if !r.DirSizes {
+		return 0
+	}
+	if exact && fitsBlock(dir, nameLen) {
+		return 0
+	}
+	return 4 * Block // ext4 splits a leaf and up to two levels of index, and adds a root
+}
+
+// fitsBlock reports whether a name surely fits into what a directory has. Of XFS:
+// one whose names are all in its inode grows to a block, which it is charged
+// anyway. Of ext4: in a directory of one block with n names the free bytes lie in
+// at most n+1 places, the largest of which has at least the average.
+func fitsBlock(dir, nameLen int) bool {
+	var st unix.Stat_t
+	if unix.Fstat(dir, &st) != nil || st.Size > Block {
+		return false
+	}
+	if st.Size < 1024 {
+		return true
+	}
+	f, err := openDir(dir, ".")
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(Block / 12)
+	if err != nil && err != io.EOF {
+		return false
+	}
+	const dots, tail = 2 * 12, 12
+	free, places := Block-dots-tail, 1
+	for _, name := range names {
+		free -= entrySize(len(name))
+		places++
+	}
+	return free/places >= entrySize(nameLen)
+}
+
+// entrySize is what a name takes in a directory of ext4; encrypted and
+// case-folded ones take 8 bytes more.
+func entrySize(nameLen int) int { return (8 + 8 + nameLen + 3) &^ 3 }

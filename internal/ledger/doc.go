@@ -61,9 +61,10 @@
 //     is refunded after, and who could not exclude others refunds nothing.
 //   - It equals it when the volume is quiet: a file server gives its reserve back
 //     when it was idle between two Polls, everybody else after each operation.
-//   - A killed writer leaves its reserve, at most one chunk (1 MiB), and what its
-//     last operation charged, until a walk: [State].Unsettled says so and
-//     [Ledger.Settle] does it, when nothing changes meanwhile.
+//   - A writer that is killed at work leaves its reserve, at most one chunk (1 MiB),
+//     and what its last operation charged, until a walk: [State].Unsettled says so
+//     and [Ledger.Settle] does it, when nothing changes meanwhile. One that is
+//     killed while it is idle leaves nothing.
 //   - After a power cut the slots may be older than the files. Before use passes
 //     the ceiling, a higher one is synced; the first opening in a new boot
 //     ([Ledger.Recover]) takes the ceiling for the use, until a walk.

@@ -82,10 +82,16 @@ type slot struct {
 
 // Flags of a slot.
 const (
-	flagOpen   = 1 << iota // has an owner; with a free lock: had one that was killed
+	flagOpen   = 1 << iota // has an owner, if its lock is held
 	flagActive             // its owner may be changing the volume without a word here
 	flagServer             // its owner keeps files of the volume open for others
 )
+
+// lost reports whether something is lost if the slot's owner does not live: what
+// it had in reserve, what it was about to do, or its orphans.
+func (r *slot) lost() bool {
+	return r.flags&flagOpen != 0 && (r.flags&flagActive != 0 || r.reserve != Delta{} || r.orphans != Delta{})
+}
 
 // seal writes the sum of a record into its first four bytes.
 func seal(b []byte) { le.PutUint32(b, crc32.Checksum(b[4:], table)) }

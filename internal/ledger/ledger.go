@@ -156,7 +156,7 @@ type view struct {
 	waiting [MaxWriters]bool // slots whose pending is not answered
 	live    int
 	others  int  // living servers but for self
-	dead    bool // some slot's owner was killed
+	dead    bool // some slot's owner was killed at work
 	busy    bool // a living writer but for self has something in reserve or is at work
 }
 
@@ -170,7 +170,7 @@ func (l *Ledger) look(p *page, self int) (v view) {
 			continue
 		}
 		if alive[i] = i == self || lockedElsewhere(l.fd, slotLock+int64(i), 1); !alive[i] {
-			v.dead = true
+			v.dead = v.dead || s.lost()
 			continue
 		}
 		v.live++

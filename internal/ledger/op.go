@@ -75,7 +75,7 @@ func (w *Writer) begin(late bool) (deaths uint64, err error) {
 		w.me.deaths++ // a walk is needed
 	}
 	if w.me.flags&flagActive == 0 || late {
-		w.me.flags |= flagActive
+		w.me.flags |= flagOpen | flagActive
 		err = w.write()
 	}
 	return w.known, err

@@ -180,7 +180,7 @@ func (l *Ledger) writeCounted(b *base, use Delta) error {
 func (l *Ledger) bury(p *page) (bool, error) {
 	for i := range p.n {
 		s := p.slots[i]
-		if s.flags&flagOpen == 0 {
+		if !s.lost() {
 			continue
 		}
 		ok, err := tryLock(l.fd, slotLock+int64(i), 1)

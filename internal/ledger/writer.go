@@ -119,7 +119,9 @@ func (w *Writer) takeSlot() error {
 	return nil
 }
 
-// join says in the slot that it has an owner.
+// join takes over what the slot says, and says that it has an owner if that is a
+// server. A host program is an owner while an operation runs, and gone without a
+// trace in between: it need not be closed.
 func (w *Writer) join() error {
 	if err := joinedPoint.Hit(); err != nil {
 		return err
@@ -134,14 +136,17 @@ func (w *Writer) join() error {
 		return err
 	}
 	w.me = w.page.slots[w.slot]
-	if w.me.flags&flagOpen != 0 {
-		w.me.deaths++ // its last owner was killed
+	killed := w.me.lost()
+	if killed {
+		w.me.deaths++ // its last owner was killed at work
 	}
-	w.me.gen, w.me.flags, w.me.pid = w.page.base.gen, flagOpen, uint32(os.Getpid())
+	w.me.gen, w.me.flags, w.me.pid = w.page.base.gen, 0, uint32(os.Getpid())
 	w.me.reserve, w.me.orphans, w.me.next = Delta{}, Delta{}, w.me.ceiling
 	if w.o.Server {
-		w.me.flags |= flagServer
+		w.me.flags = flagOpen | flagServer
 		w.me.ackAt = now() // nothing is open here yet
+	} else if !killed {
+		return nil
 	}
 	if err := w.write(); err != nil {
 		return err
@@ -224,7 +229,7 @@ func (w *Writer) announce(d Delta) error {
 		return err
 	}
 	before := w.me
-	w.me.use, w.me.reserve, w.me.flags = w.me.use.Plus(want), reserve, w.me.flags|flagActive
+	w.me.use, w.me.reserve, w.me.flags = w.me.use.Plus(want), reserve, w.me.flags|flagOpen|flagActive
 	if err := w.write(); err != nil {
 		w.me.use, w.me.reserve = before.use, before.reserve
 		return err
@@ -355,7 +360,7 @@ func (w *Writer) trim() error {
 	w.me.use = w.me.use.Minus(w.spare.Minus(keep))
 	w.spare, w.me.reserve = keep, keep
 	if idle {
-		w.me.flags &^= flagActive
+		w.me.flags = 0
 	}
 	return w.write()
 }
@@ -377,7 +382,7 @@ func (w *Writer) Poll() error {
 	if err := w.collect(); err != nil {
 		return err
 	}
-	quiet := w.running == 0 && w.since == 0
+	quiet := w.running == 0 && w.since == 0 && w.later == Delta{}
 	w.since = 0
 	if quiet && w.me.flags&flagActive != 0 {
 		return w.settle()

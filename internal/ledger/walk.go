@@ -1,0 +1,181 @@
+package ledger
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrBudget says that a tree has more entries than a walk was to look at.
+var ErrBudget = errors.New("the volume has too many files to be counted at once")
+
+// Found is what a walk found.
+type Found struct {
+	Charges   Delta
+	Allocated int64 // bytes that the file system uses for it, as it says
+}
+
+// Walk sums the charges of everything below a directory that has a name; dir may
+// be open with O_PATH. budget is how many entries it looks at, 0 means all. ctx is
+// looked at in between. No link is followed, nothing is opened but directories.
+//
+// Errors: ErrBudget, and those of the file system.
+func Walk(ctx context.Context, dir *os.File, budget int) (Found, error) {
+	rules, err := RulesOf(int(dir.Fd()))
+	if err != nil {
+		return Found{}, err
+	}
+	root, err := openDir(int(dir.Fd()), ".")
+	if err != nil {
+		return Found{}, err
+	}
+	defer root.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(root.Fd()), &st); err != nil {
+		return Found{}, err
+	}
+	w := &walk{ctx: ctx, rules: rules, seen: map[[2]uint64]bool{}, budget: budget}
+	w.found.Charges.Bytes = rules.Root(st.Size) + rules.Xattrs(xattrBytes(fdPath(int(root.Fd()))))
+	w.found.Allocated = st.Blocks * 512
+	err = w.dir(root)
+	return w.found, err
+}
+
+// walk holds one descriptor per level.
+type walk struct {
+	ctx    context.Context
+	rules  Rules
+	seen   map[[2]uint64]bool // inodes with several names that were counted
+	budget int
+	looked int
+	found  Found
+}
+
+func (w *walk) dir(dir *os.File) error {
+	for {
+		if err := w.ctx.Err(); err != nil {
+			return err
+		}
+		entries, err := dir.ReadDir(1024)
+		for _, e := range entries {
+			if err := w.entry(dir, e.Name()); err != nil {
+				return err
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func (w *walk) entry(dir *os.File, name string) error {
+	var st unix.Stat_t
+	err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	if errors.Is(err, unix.ENOENT) {
+		return nil // removed while we walk
+	}
+	if err != nil {
+		return err
+	}
+	if w.looked++; w.budget > 0 && w.looked > w.budget {
+		return ErrBudget
+	}
+	isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
+	if st.Nlink > 1 && !isDir {
+		key := [2]uint64{st.Dev, st.Ino}
+		if w.seen[key] {
+			w.found.Charges.Inodes++ // one more name
+			return nil
+		}
+		w.seen[key] = true
+	}
+	path := fdPath(int(dir.Fd())) + "/" + name
+	d := w.rules.Inode(&st, st.Mode&unix.S_IFMT == unix.S_IFREG && standin(path, st.Size), xattrBytes(path))
+	d.Inodes = 1 // names are counted as they are found
+	w.found.Charges = w.found.Charges.Plus(d)
+	w.found.Allocated += st.Blocks * 512
+	if isDir {
+		return w.enter(dir, name)
+	}
+	return nil
+}
+
+func (w *walk) enter(parent *os.File, name string) error {
+	dir, err := openDir(int(parent.Fd()), name)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return nil // something else by now
+	}
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return w.dir(dir)
+}
+
+func openDir(at int, name string) (*os.File, error) {
+	fd, err := unix.Openat(at, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// fdPath names an open file without any path lookup but in /proc.
+func fdPath(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
+
+// standin reports whether a file stands in for a symlink. The name is reached
+// through the directory's descriptor, which no path inside the volume can lead
+// astray.
+func standin(path string, size int64) bool {
+	if size <= 0 || size > Block {
+		return false
+	}
+	var buf [32]byte
+	n, err := unix.Lgetxattr(path, overlayXattr, buf[:])
+	return err == nil && n == 20 && binary.LittleEndian.Uint32(buf[12:])&unix.S_IFMT == unix.S_IFLNK
+}
+
+// XattrBytes is the sum for [Rules.Xattrs] of an open file, which may be open
+// with O_PATH: the lengths of names and values of its attributes that count.
+func XattrBytes(fd int) int64 {
+	path := fdPath(fd)
+	return sumXattrs(func(b []byte) (int, error) { return unix.Listxattr(path, b) },
+		func(name string) (int, error) { return unix.Getxattr(path, name, nil) })
+}
+
+// xattrBytes is XattrBytes of a path whose last component is not followed.
+func xattrBytes(path string) int64 {
+	return sumXattrs(func(b []byte) (int, error) { return unix.Llistxattr(path, b) },
+		func(name string) (int, error) { return unix.Lgetxattr(path, name, nil) })
+}
+
+// sumXattrs is 0 where attributes cannot be read, as where there are none.
+func sumXattrs(list func([]byte) (int, error), get func(string) (int, error)) (sum int64) {
+	buf := make([]byte, 256)
+	n, err := list(buf)
+	if err == unix.ERANGE {
+		buf = make([]byte, 64<<10) // XATTR_LIST_MAX
+		n, err = list(buf)
+	}
+	if err != nil || n <= 0 {
+		return 0
+	}
+	for _, name := range strings.Split(strings.TrimSuffix(string(buf[:n]), "\x00"), "\x00") {
+		if !CountedXattr(name) {
+			continue
+		}
+		if size, err := get(name); err == nil {
+			sum += int64(len(name) + size)
+		}
+	}
+	return sum
+}
