@@ -227,3 +227,9 @@ type ClientGone struct {
 	IDStart        uint32 `cbor:"id_start"`
 	IDEndExclusive uint32 `cbor:"id_end_exclusive"`
 }
+
+// EndWaitsAttr is the extended attribute of the root of a virtio-fs mount that
+// the agent sets to end waits for locks, which nothing else can do: Linux's
+// virtiofs sends no INTERRUPT. Its value is "stop", for all waits now and later,
+// or the numbers of threads that have a signal to attend to.
+const EndWaitsAttr = "user.msb.end_waits"

@@ -17,6 +17,9 @@ func TestMain(m *testing.M) {
 	if config := os.Getenv(serveEnv); config != "" {
 		os.Exit(serveFuse(config))
 	}
+	if spec := os.Getenv(lockEnv); spec != "" {
+		os.Exit(lockProgram(spec))
+	}
 	os.Exit(m.Run())
 }
 

@@ -26,6 +26,15 @@
 // miss the page cache, freeing a huge file) moves to a worker and is completed
 // there. The reply is assembled in private memory and copied out last.
 //
+// # Locks of files
+//
+// The guest's kernel sends flock, POSIX and OFD locks (lock.go), and they are
+// taken on the host, so that they exclude other sandboxes and host programs. A
+// blocking request whose lock is not free is put aside (lockwait.go) and answered
+// when the lock is there: no thread waits in the kernel. Linux's virtiofs cannot
+// take such a request back; the guest's agent says which threads have a signal to
+// attend to, and that the guest stops, through an attribute of the root.
+//
 // # Invariants
 //
 //   - No path of more than one component, no symbolic link and no magic link
@@ -41,11 +50,14 @@
 //   - The number of descriptors is bounded by the budget. Beyond it the guest
 //     gets ENFILE, and listings still show every name.
 //   - No lock is held while guest memory is touched.
+//   - A lock of the host is held only while the guest has the file open that it
+//     was taken through: FLUSH, RELEASE and the end of the session drop it.
 //
 // # Lock order
 //
 //	stripe (read-modify-write of one overlay)
 //	  directory handle
+//	lock table
 //	    key shard of the node table
 //	      id shard of the node table
 //	    overlay cache of an inode

@@ -75,6 +75,18 @@ func seeds() []script {
 				add(w.OpFlush, 2, 0, pack(w.FlushIn{}, w.Append)).
 				add(w.OpFsync, 2, 0, pack(w.FsyncIn{}, w.Append)).
 				add(w.OpRelease, 2, 0, pack(w.ReleaseIn{}, w.Append)),
+			append(script{}, s...).add(w.OpSetlk, 2, 0, pack(lk(0, 1, unix.F_WRLCK), w.Append)).
+				add(w.OpGetlk, 2, 0, pack(lk(0, 2, unix.F_RDLCK), w.Append)).
+				add(w.OpSetlkw, 2, 0, pack(ranged(0, 2, unix.F_RDLCK, 5, 9), w.Append)). // waits
+				add(w.OpSetlk, 2, 0, pack(fl(0, unix.F_WRLCK), w.Append)).
+				add(w.OpSetlkw, 2, 0, pack(fl(0, unix.F_UNLCK), w.Append)).
+				add(w.OpSetxattr, 0, 255, pack(w.SetxattrIn{Size: 1}, w.Append), z("user.msb.end_waits"), []byte("1")).
+				add(w.OpSetlkw, 2, 0, pack(lk(0, 3, unix.F_WRLCK), w.Append)).
+				add(w.OpInterrupt, 0, 255, pack(w.InterruptIn{Unique: 9}, w.Append)).
+				add(w.OpFlush, 2, 0, pack(w.FlushIn{LockOwner: 1}, w.Append)).
+				add(w.OpSetlkw, 2, 0, pack(lk(0, 1, unix.F_WRLCK), w.Append)).
+				add(w.OpSetxattr, 0, 255, pack(w.SetxattrIn{Size: 4}, w.Append), z("user.msb.end_waits"), []byte("stop")).
+				add(w.OpRelease, 2, 0, pack(w.ReleaseIn{}, w.Append)),
 			append(script{}, s...).add(w.OpTmpfile, 1, 255, pack(w.CreateIn{Flags: unix.O_RDWR | unix.O_TMPFILE, Mode: 0o100600}, w.Append)).
 				add(w.OpForget, 2, 255, pack(w.ForgetIn{Nlookup: 1}, w.Append)).
 				add(w.OpBatchForget, 0, 255, pack(w.BatchForgetIn{Count: 1}, w.Append), pack(w.ForgetOne{NodeID: 2, Nlookup: 9}, w.Append)).
@@ -210,6 +222,10 @@ func play(t *testing.T, s *share, data []byte) {
 		if op == w.OpLink && len(body) >= 8 {
 			binary.LittleEndian.PutUint64(body, nodes[int(body[0])%len(nodes)])
 		}
+		if op == w.OpSetlkw {
+			put(s, id, body)
+			continue
+		}
 		reply := exchange(t, s, op, id, body)
 		var e w.EntryOut
 		var o w.OpenOut
@@ -227,6 +243,14 @@ func play(t *testing.T, s *share, data []byte) {
 			}
 		}
 	}
+}
+
+// put sends a request whose answer may come later, or at the end of the session.
+func put(s *share, node uint64, body []byte) {
+	s.unique++
+	msg := message(w.OpSetlkw, node, body, func(h *w.InHeader) { h.Unique = s.unique })
+	p := &parkedRequest{[][]byte{msg[:headerSize], msg[headerSize:]}, [][]byte{make([]byte, replySize)}, make(chan int, 1)}
+	s.c.serve(p.in, p.out, p)
 }
 
 // exchange sends one request with a true length and checks the reply's form.

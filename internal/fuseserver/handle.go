@@ -17,6 +17,9 @@ type handle struct {
 	dirs  *atomic.Int32 // counts the session's directory handles; nil for files
 	waits atomic.Bool   // the file system cannot read without waiting
 
+	locked    bool // was used for a lock; guarded by lockTable.mu
+	locksGone bool // is released: no lock may be taken any more; guarded by lockTable.mu
+
 	refs atomic.Int32 // one for the table, one per user
 }
 

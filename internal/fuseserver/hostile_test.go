@@ -57,7 +57,8 @@ func TestHeaderIsJudged(t *testing.T) {
 		"opcode without a row":      {message(w.OpSetupmapping, 1, make([]byte, 64), nil), 200, 16, unix.ENOSYS},
 		"ioctl":                     {message(w.OpIoctl, 1, make([]byte, 64), nil), 200, 16, unix.ENOSYS},
 		"poll":                      {message(w.OpPoll, 1, make([]byte, 64), nil), 200, 16, unix.ENOSYS},
-		"lock":                      {message(w.OpSetlkw, 1, make([]byte, 64), nil), 200, 16, unix.ENOSYS},
+		"lock, short":               {message(w.OpSetlkw, 1, make([]byte, 47), nil), 200, 16, unix.EINVAL},
+		"lock of nothing":           {message(w.OpSetlkw, 1, make([]byte, 48), nil), 200, 16, unix.EBADF},
 		"first unknown opcode":      {message(w.OpCount, 1, getattr, nil), 200, 16, unix.ENOSYS},
 		"largest opcode":            {message(math.MaxUint32, 1, getattr, nil), 200, 16, unix.ENOSYS},
 		"unknown node":              {message(w.OpGetattr, 99, getattr, nil), 200, 16, unix.ESTALE},
@@ -136,10 +137,10 @@ func TestInitNegotiation(t *testing.T) {
 	out, err := send(all, 64)
 	s.must(err)
 	got := w.InitFlags(out.Flags) | w.InitFlags(out.Flags2)<<32
-	if want := granted | w.InitAutoInvalData; got != want || out.Minor != w.Minor {
+	if want := granted | w.InitAutoInvalData | w.InitPosixLocks | w.InitFlockLocks; got != want || out.Minor != w.Minor {
 		t.Errorf("granted %#x, want %#x; minor %d", got, want, out.Minor)
 	}
-	if got&(w.InitPosixLocks|w.InitFlockLocks|w.InitWritebackCache|w.InitPosixACL|w.InitExportSupport) != 0 {
+	if got&(w.InitWritebackCache|w.InitPosixACL|w.InitExportSupport) != 0 {
 		t.Errorf("granted too much: %#x", got)
 	}
 	if out.MaxWrite != 1<<20 || out.MaxPages != 256 || out.TimeGran != 1 {

@@ -15,9 +15,9 @@ const (
 )
 
 // granted are the features that every guest gets if it offers them. Not here,
-// on purpose: POSIX_LOCKS and FLOCK_LOCKS (the guest kernel locks locally),
-// WRITEBACK_CACHE (it owns sizes and times then, wrong for shared files),
-// POSIX_ACL and SECURITY_CTX (attributes that are refused), DAX.
+// on purpose: POSIX_LOCKS and FLOCK_LOCKS (see lockFlags), WRITEBACK_CACHE (the
+// guest owns sizes and times then, wrong for shared files), POSIX_ACL and
+// SECURITY_CTX (attributes that are refused), DAX.
 const granted = w.InitAsyncRead | w.InitBigWrites | w.InitParallelDirops | w.InitMaxPages |
 	w.InitAtomicOTrunc | w.InitReaddirplus | w.InitReaddirplusAuto | w.InitAsyncDIO |
 	w.InitHandleKillprivV2 | w.InitSubmounts | w.InitExt
@@ -44,7 +44,7 @@ func (c *call) opInit() errno {
 	if _, ok := w.Decode(c.args, &more); ok && len(rest) >= 4 && offered&w.InitExt != 0 {
 		offered |= w.InitFlags(more.Flags2) << 32
 	}
-	grant := offered & (granted | c.s.cacheFlags())
+	grant := offered & (granted | c.s.cacheFlags() | c.s.lockFlags())
 	out.Flags, out.Flags2 = uint32(grant), uint32(grant>>32)
 	out.MaxReadahead = in.MaxReadahead
 	out.MaxBackground, out.CongestionThreshold = maxBackground, maxBackground/4*3
@@ -67,5 +67,20 @@ func (c *call) opDestroy() errno {
 	return 0
 }
 
-// opInterrupt has nothing to interrupt: no request waits for another.
-func (c *call) opInterrupt() errno { return 0 }
+// lockFlags has the guest send its locks. On a read-only share it keeps them to
+// itself: somebody who may only read must not stop those who write elsewhere.
+func (s *Server) lockFlags() w.InitFlags {
+	if s.readonly {
+		return 0
+	}
+	return w.InitPosixLocks | w.InitFlockLocks
+}
+
+// opInterrupt ends the wait for a lock; no other request waits for anything
+// that may never come.
+func (c *call) opInterrupt() errno {
+	var in w.InterruptIn
+	w.Decode(c.args, &in)
+	c.se.locks.interrupt(in.Unique)
+	return 0
+}

@@ -1,6 +1,7 @@
 package fuseserver
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -122,13 +123,21 @@ func pump(s *Server, fd int) {
 		}
 		args := min(n, headerSize+w.WriteInSize)
 		in := [][]byte{buf[:headerSize], buf[headerSize:args], buf[args:n]}
-		p := &parkedRequest{in, [][]byte{reply[:replySize], reply[replySize:]}, make(chan int, 1)}
+		out := reply
+		if w.Opcode(binary.NativeEndian.Uint32(buf[4:])) == w.OpSetlkw {
+			out = make([]byte, replySize) // its answer may come after those of later requests
+		}
+		p := &parkedRequest{in, [][]byte{out[:replySize], out[replySize:]}, make(chan int, 1)}
 		used, done := c.serve(p.in, p.out, p)
-		if !done {
+		switch {
+		case !done && len(out) == replySize:
+			go func() { _, _ = unix.Write(fd, out[:<-p.done]) }()
+			continue
+		case !done:
 			used = <-p.done
 		}
 		if used > 0 {
-			_, _ = unix.Write(fd, reply[:used])
+			_, _ = unix.Write(fd, out[:used])
 		}
 	}
 }

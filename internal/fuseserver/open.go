@@ -175,15 +175,24 @@ func (c *call) opReleasedir() errno { return c.releaseHandle(true) }
 func (c *call) releaseHandle(dir bool) errno {
 	var in fusewire.ReleaseIn
 	fusewire.Decode(c.args, &in)
+	if !dir && !c.s.readonly {
+		if h, err := c.se.handles.get(in.Fh, c.h.NodeID, false); err == 0 {
+			c.se.locks.release(h)
+			h.drop()
+		}
+	}
 	return c.se.handles.remove(in.Fh, c.h.NodeID, dir)
 }
 
 // opFlush has nothing to flush: every WRITE has reached the host's page cache.
+// It is never refused, because it says that a process has closed one of its
+// files, which drops its POSIX locks on that inode.
 func (c *call) opFlush() errno {
 	var in fusewire.FlushIn
 	fusewire.Decode(c.args, &in)
 	h, err := c.se.handles.get(in.Fh, c.h.NodeID, false)
 	if err == 0 {
+		c.se.locks.flush(h.node.id, in.LockOwner)
 		h.drop()
 	}
 	return err

@@ -15,7 +15,7 @@ type operation struct {
 }
 
 // ops is the table of served opcodes. What has no row is answered ENOSYS:
-// locks (the guest kernel then locks locally), BMAP, IOCTL, POLL, DAX mappings.
+// BMAP, IOCTL, POLL, DAX mappings.
 var ops = [w.OpCount]operation{
 	w.OpInit:    {(*call).opInit, w.Size[w.InitInOld](), w.InitOutSize, true},
 	w.OpDestroy: {(*call).opDestroy, 0, 0, true},
@@ -49,6 +49,10 @@ var ops = [w.OpCount]operation{
 	w.OpFlush:   {(*call).opFlush, w.Size[w.FlushIn](), 0, true},
 	w.OpFsync:   {(*call).opFsync, w.Size[w.FsyncIn](), 0, true},
 	w.OpRelease: {(*call).opRelease, w.Size[w.ReleaseIn](), 0, true},
+
+	w.OpGetlk:  {(*call).opGetlk, w.Size[w.LkIn](), w.Size[w.LkOut](), false},
+	w.OpSetlk:  {(*call).opSetlk, w.Size[w.LkIn](), 0, false},
+	w.OpSetlkw: {(*call).opSetlkw, w.Size[w.LkIn](), 0, false},
 
 	w.OpFallocate:     {(*call).opFallocate, w.Size[w.FallocateIn](), 0, false},
 	w.OpLseek:         {(*call).opLseek, w.Size[w.LseekIn](), w.Size[w.LseekOut](), true},

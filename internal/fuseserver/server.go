@@ -44,6 +44,7 @@ type Server struct {
 type session struct {
 	nodes   *nodeTable
 	handles *handleTable
+	locks   *lockTable
 }
 
 var (
@@ -166,7 +167,7 @@ func (s *Server) beginSession(c *call) errno {
 	if old := s.session.Swap(nil); old != nil {
 		old.end()
 	}
-	se := &session{nodes: newNodeTable(), handles: newHandleTable()}
+	se := &session{nodes: newNodeTable(), handles: newHandleTable(), locks: newLockTable(s)}
 	fd, err := unix.FcntlInt(uintptr(s.root), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
 		return unix.ENFILE
@@ -192,6 +193,7 @@ func (s *Server) endSession() {
 }
 
 func (se *session) end() {
+	se.locks.close()
 	se.handles.close()
 	se.nodes.close()
 }

@@ -151,6 +151,18 @@ func ftruncate(fd int, size uint64) errno {
 	return err
 }
 
+// flock must not be asked to wait.
+func flock(fd, how int) errno {
+	_, err := sys(unix.SYS_FLOCK, uintptr(fd), uintptr(how), 0, 0, 0, 0)
+	return err
+}
+
+// fcntlLock is one of the lock commands of fcntl that do not wait.
+func fcntlLock(fd int, cmd uintptr, lk *unix.Flock_t) errno {
+	_, err := sys(unix.SYS_FCNTL, uintptr(fd), cmd, uintptr(unsafe.Pointer(lk)), 0, 0, 0)
+	return err
+}
+
 func getdents(fd int, b []byte) (int, errno) {
 	n, err := sys(unix.SYS_GETDENTS64, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), 0, 0, 0)
 	return int(n), err

@@ -14,7 +14,8 @@ type fixed interface {
 		OpenIn | OpenOut | CreateIn | ReadIn | WriteIn | WriteOut | StatfsOut |
 		ReleaseIn | FlushIn | FsyncIn | SetxattrIn | GetxattrIn | GetxattrOut |
 		AccessIn | ForgetIn | BatchForgetIn | ForgetOne | FallocateIn | LseekIn |
-		LseekOut | CopyFileRangeIn | SyncfsIn | StatxIn | StatxOut | InterruptIn | Dirent
+		LseekOut | CopyFileRangeIn | SyncfsIn | StatxIn | StatxOut | InterruptIn |
+		FileLock | LkIn | LkOut | Dirent
 }
 
 // Size returns the number of bytes of T on the wire.

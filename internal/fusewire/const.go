@@ -147,6 +147,8 @@ const (
 	WriteKillSuidgid = 1 << 2 // WriteIn.WriteFlags
 	FsyncDatasync    = 1 << 0 // FsyncIn.Flags
 	AttrSubmount     = 1 << 0 // Attr.Flags: the directory is another mount
+	LkFlock          = 1 << 0 // LkIn.Flags: flock(2), not fcntl(2)
+	ReleaseFlock     = 1 << 1 // ReleaseIn.ReleaseFlags: the file had a flock
 )
 
 // Limits of the protocol and of Linux.

@@ -22,6 +22,9 @@ var aliases = map[string]map[string]string{
 	"OutHeader": {"len": "length", "error": "status"},
 	"OpenIn":    {"openflags": "mode"},
 	"FsyncIn":   {"flags": "fsyncflags"},
+	"FileLock":  {"type": "typ"},
+	"LkIn":      {"flags": "lkflags", "type": "typ"},
+	"LkOut":     {"type": "typ"},
 }
 
 type field struct{ off, size uintptr }
@@ -33,7 +36,7 @@ func flatten(t reflect.Type, base uintptr, into map[string]field) {
 		f := t.Field(i)
 		off := base + f.Offset
 		if f.Type.Kind() == reflect.Struct && f.Type.NumField() > 0 {
-			if f.Anonymous || f.Name == "Attr" || f.Name == "Stat" {
+			if f.Anonymous || f.Name == "Attr" || f.Name == "Stat" || f.Name == "Lk" {
 				flatten(f.Type, off, into)
 				continue
 			}
@@ -84,6 +87,9 @@ func TestLayoutEqualsGoFuse(t *testing.T) {
 		{StatxIn{}, fuse.StatxIn{}, true},
 		{StatxOut{}, fuse.StatxOut{}, false},
 		{InterruptIn{}, fuse.InterruptIn{}, true},
+		{FileLock{}, fuse.FileLock{}, false},
+		{LkIn{}, fuse.LkIn{}, true},
+		{LkOut{}, fuse.LkOut{}, false},
 	}
 	for _, tt := range tests {
 		ot, tt2 := reflect.TypeOf(tt.ours), reflect.TypeOf(tt.theirs)
@@ -182,6 +188,8 @@ func TestFlagsEqualGoFuse(t *testing.T) {
 		"WRITE_CACHE":         {WriteCache, fuse.WRITE_CACHE},
 		"WRITE_KILL_SUIDGID":  {WriteKillSuidgid, fuse.WRITE_KILL_SUIDGID},
 		"ATTR_SUBMOUNT":       {AttrSubmount, fuse.ATTR_SUBMOUNT},
+		"LK_FLOCK":            {LkFlock, fuse.FUSE_LK_FLOCK},
+		"RELEASE_FLOCK":       {ReleaseFlock, fuse.FUSE_RELEASE_FLOCK_UNLOCK},
 		"ROOT_ID":             {RootID, fuse.FUSE_ROOT_ID},
 	} {
 		if tt[0] != tt[1] {

@@ -219,6 +219,28 @@ type FsyncIn struct {
 	_     uint32
 }
 
+// FileLock is a range of bytes, both ends included, and what kind of lock is
+// on it: F_RDLCK, F_WRLCK or F_UNLCK.
+type FileLock struct {
+	Start uint64
+	End   uint64 // MaxInt64: up to the end of the file, wherever that will be
+	Type  uint32
+	PID   uint32
+}
+
+// LkIn is the arguments of GETLK, SETLK and SETLKW. Owner is the process for
+// POSIX locks, the open file for all others.
+type LkIn struct {
+	Fh    uint64
+	Owner uint64
+	Lk    FileLock
+	Flags uint32
+	_     uint32
+}
+
+// LkOut answers GETLK.
+type LkOut struct{ Lk FileLock }
+
 // SetxattrIn is followed by the name and Size bytes of value.
 type SetxattrIn struct{ Size, Flags uint32 }
 

@@ -75,6 +75,15 @@ func (q *queue) newIovecs() *iovecs {
 	return &iovecs{}
 }
 
+// freeIovecs takes an array back for the next chain.
+func (q *queue) freeIovecs(v *iovecs) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.free) < maxFreeIovecs {
+		q.free = append(q.free, v)
+	}
+}
+
 // completeDetached returns a detached request to the driver, or remembers it
 // when its ring is not being served.
 func (q *queue) completeDetached(d *Detached, n int) {
@@ -82,11 +91,9 @@ func (q *queue) completeDetached(d *Detached, n int) {
 	defer t.mem.release()
 	defer q.guardPublish(debug.SetPanicOnFault(true), t)
 	t.life.outstanding.Add(-1)
-	q.mu.Lock()
-	if len(q.free) < maxFreeIovecs {
-		q.free = append(q.free, d.iov)
+	if d.iov != nil {
+		q.freeIovecs(d.iov)
 	}
-	q.mu.Unlock()
 	q.publish(t.life, []usedElem{{head: t.head, n: uint32(n)}})
 }
 

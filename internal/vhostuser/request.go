@@ -71,10 +71,29 @@ func (r *Request) Detach() *Detached {
 	d := &Detached{In: r.In, Out: r.Out, q: r.q, ticket: r.ticket, iov: r.iov, complete: r.complete}
 	if r.q != nil {
 		r.iov = nil
+		if len(d.In)+len(d.Out) <= fewSegments {
+			d.keepFew()
+		}
 		r.ticket.mem.retain()
 		r.ticket.life.outstanding.Add(1)
 	}
 	return d
+}
+
+// fewSegments is the size of a request whose segments are copied when it is
+// detached: it may wait for long, and there may be many of them, each of which
+// would keep an array of 48 KiB.
+const fewSegments = 8
+
+// keepFew moves the segments to an array of their own and gives the queue its
+// large one back.
+func (d *Detached) keepFew() {
+	few := make([][]byte, 0, fewSegments)
+	few = append(append(few, d.In...), d.Out...)
+	n := len(d.In)
+	d.In, d.Out = few[:n:n], few[n:]
+	d.q.freeIovecs(d.iov)
+	d.iov = nil
 }
 
 // Detached is a request that is completed outside its queue's thread.
