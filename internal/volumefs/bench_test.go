@@ -4,7 +4,11 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"testing"
+
+	"github.com/microsandbox-go/microsandbox/internal/ledger"
 )
 
 func benchVolume(b *testing.B) *volume {
@@ -47,6 +51,22 @@ func BenchmarkOverwrite4K(b *testing.B) {
 		if err := v.Write(ctx, "f", data, WriteOptions{}); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// BenchmarkOverwrite4KCounted is BenchmarkOverwrite4K with a ledger and a limit.
+func BenchmarkOverwrite4KCounted(b *testing.B) {
+	base := b.TempDir()
+	for _, name := range []string{"vol", "scratch"} {
+		noErr(b, os.Mkdir(filepath.Join(base, name), 0o755))
+	}
+	noErr(b, newBook(b, base).l.SetLimits(ledger.Limits{Bytes: 1 << 30, Inodes: 1 << 18}))
+	f, done, err := openPair(base, Options{})
+	noErr(b, err)
+	defer done()
+	data := make([]byte, 4096)
+	for b.Loop() {
+		noErr(b, f.Write(ctx, "f", data, WriteOptions{}))
 	}
 }
 

@@ -59,6 +59,9 @@ func (f *FS) copyFile(ctx context.Context, from, to string, o WriteOptions) erro
 		return err
 	}
 	defer unix.Close(fd)
+	if err := r.room(src.st.Size); err != nil {
+		return err
+	}
 	if err := copyData(ctx, r.tmp.fd(), fd); err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -13,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/microsandbox-go/microsandbox/internal/failpoint"
+	"github.com/microsandbox-go/microsandbox/internal/ledger"
 	"github.com/microsandbox-go/microsandbox/internal/prereq"
 )
 
@@ -55,7 +57,22 @@ var changes = map[string]func(f *FS) error{
 		return w.Close()
 	},
 	"copy": func(f *FS) error { return f.Copy(ctx, "source", "d/f", WriteOptions{}) },
+	"move": func(f *FS) error {
+		if err := f.Write(ctx, "new/parents/big", make([]byte, crashSize), WriteOptions{}); err != nil {
+			return err
+		}
+		if err := f.Copy(ctx, "source", "new/parents/f", WriteOptions{}); err != nil {
+			return err
+		}
+		if err := f.Rename(ctx, "new/parents/f", "d/f", WriteOptions{}); err != nil {
+			return err
+		}
+		return f.RemoveAll(ctx, "new")
+	},
 }
+
+// crashSize is more than a ceiling is above the use.
+const crashSize = 2 << 20
 
 // openPair opens base/vol with base/scratch.
 func openPair(base string, o Options) (*FS, func(), error) {
@@ -66,8 +83,13 @@ func openPair(base string, o Options) (*FS, func(), error) {
 	if o.Scratch, err = os.Open(filepath.Join(base, "scratch")); err != nil {
 		return nil, nil, err
 	}
+	book, err := os.OpenFile(filepath.Join(base, "ledger"), os.O_RDWR, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	o.Ledger = func() (*ledger.Writer, error) { return ledger.NewWriter(book, ledger.Options{}) }
 	f, err := New(root, o)
-	return f, func() { f.Close(); root.Close(); o.Scratch.Close() }, err
+	return f, func() { f.Close(); root.Close(); o.Scratch.Close(); book.Close() }, err
 }
 
 func crashChild(arg string) error {
@@ -96,12 +118,14 @@ func child(t *testing.T, spec string, attr *syscall.SysProcAttr, env ...string) 
 
 // TestCrash: a writer is killed at every fail point. The file is old or new,
 // never anything else; nothing half made has a name in the volume; what has one
-// outside is gone after the next opening; and the same change then succeeds.
+// outside is gone after the next opening; the ledger says no less than there is,
+// at most what the operation charged more, and after a walk just that; and the same change then
+// succeeds and is counted right.
 func TestCrash(t *testing.T) {
 	reached := map[string]bool{}
 	var points []string
 	for _, p := range failpoint.Names() {
-		if strings.HasPrefix(p, "volumefs.") {
+		if strings.HasPrefix(p, "volumefs.") || slices.Contains(writerPoints, p) {
 			points = append(points, p)
 		}
 	}
@@ -132,6 +156,7 @@ func crashOnce(t *testing.T, point, change, old string) (killed bool) {
 	if old != "" {
 		v.put("d/f", old)
 	}
+	book := newBook(t, base)
 	state, out := child(t, "write:"+change+":"+base, nil, failpoint.EnvVar+"="+point+"=kill")
 	killed = state.Sys().(syscall.WaitStatus).Signaled()
 	if !killed && !state.Success() {
@@ -142,6 +167,8 @@ func crashOnce(t *testing.T, point, change, old string) (killed bool) {
 		t.Errorf("the file is %q, %v", got, err)
 	}
 	v.checkLitter()
+	book.checkAfterKill(t)
+	book.settle(t)
 	f, done, err := openPair(base, Options{ScratchAge: 1})
 	noErr(t, err)
 	defer done()
@@ -152,5 +179,6 @@ func crashOnce(t *testing.T, point, change, old string) (killed bool) {
 	if got := v.content("d/f"); got != "new" {
 		t.Errorf("after trying again the file is %q", got)
 	}
+	book.check(t)
 	return killed
 }

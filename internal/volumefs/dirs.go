@@ -4,6 +4,8 @@ import (
 	"context"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/microsandbox-go/microsandbox/internal/ledger"
 )
 
 // Mkdir makes a directory and its missing parents. One that is there is no
@@ -28,7 +30,7 @@ func (f *FS) mkdir(rel string) error {
 		}
 		return nil
 	}
-	made, err := makeDirs(s.dir, append(s.missing, s.name))
+	made, err := f.makeDirs(s.dir, append(s.missing, s.name))
 	if err != nil {
 		return err
 	}
@@ -38,6 +40,7 @@ func (f *FS) mkdir(rel string) error {
 
 // madeDirs is a chain of directories, each in the one before it.
 type madeDirs struct {
+	fs    *FS
 	fds   []int // fds[i] holds names[i]; the last one is where the chain ends
 	names []string
 	fresh []bool // made by us
@@ -45,8 +48,8 @@ type madeDirs struct {
 
 // makeDirs makes names below dir, or opens those that somebody else made
 // meanwhile, and returns the chain. On failure it takes back what it made.
-func makeDirs(dir int, names []string) (*madeDirs, error) {
-	m := &madeDirs{names: names}
+func (f *FS) makeDirs(dir int, names []string) (*madeDirs, error) {
+	m := &madeDirs{fs: f, names: names}
 	start, err := unix.FcntlInt(uintptr(dir), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
@@ -62,11 +65,11 @@ func makeDirs(dir int, names []string) (*madeDirs, error) {
 }
 
 func (m *madeDirs) descend(name string) error {
-	err := unix.Mkdirat(m.end(), name, newDirMode)
-	if err != nil && err != unix.EEXIST {
+	fresh, err := m.mkdir(name)
+	if err != nil {
 		return err
 	}
-	m.fresh = append(m.fresh, err == nil)
+	m.fresh = append(m.fresh, fresh)
 	fd, err := openat(m.end(), name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return err
@@ -75,13 +78,38 @@ func (m *madeDirs) descend(name string) error {
 	return nil
 }
 
+// mkdir makes a directory at the end of the chain; fresh is false for one that is
+// there.
+func (m *madeDirs) mkdir(name string) (fresh bool, err error) {
+	n, err := m.fs.accountName(m.end(), name)
+	if err != nil {
+		return false, err
+	}
+	defer n.close()
+	first := ledger.Delta{Bytes: ledger.Block, Inodes: 1}
+	if n.fd < 0 {
+		if err := n.growName(first, m.end(), name); err != nil {
+			return false, err
+		}
+	}
+	err = unix.Mkdirat(m.end(), name, newDirMode)
+	if err == unix.EEXIST {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	n.add(first)
+	return true, n.settle()
+}
+
 // end is the last directory of the chain.
 func (m *madeDirs) end() int { return m.fds[len(m.fds)-1] }
 
 // undo removes what was made, as far as it is still empty, and closes the chain.
 func (m *madeDirs) undo() {
 	for i := len(m.fresh) - 1; i >= 0; i-- {
-		if !m.fresh[i] || unix.Unlinkat(m.fds[i], m.names[i], unix.AT_REMOVEDIR) != nil {
+		if !m.fresh[i] || m.fs.rmdir(m.fds[i], m.names[i]) != nil {
 			break
 		}
 	}

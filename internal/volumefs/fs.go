@@ -6,12 +6,14 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/ledger"
 )
 
 // Resolver says how paths are resolved.
@@ -35,6 +37,10 @@ type Options struct {
 	// a replacement has its name for the instant before it takes the old
 	// file's. Nil: the replaced file's own directory.
 	Scratch *os.File
+	// Ledger is called by the first operation that changes the volume, and gives
+	// the writer to charge all of them to. It is closed by Close. Nil: nothing is
+	// counted. On an error the operation fails with it, and the next one asks again.
+	Ledger func() (*ledger.Writer, error)
 	// ScratchAge is how old a name in Scratch must be to be taken for a dead
 	// writer's and removed by New; 0 means a minute. A live writer needs
 	// milliseconds; should it have been stopped in between, its rename fails and
@@ -56,6 +62,9 @@ type FS struct {
 	proc    int // /proc/self/fd
 	scratch int // -1: none
 	kernel  bool
+
+	opening sync.Mutex // while the ledger is opened
+	counted atomic.Pointer[accounting]
 
 	noUnnamed atomic.Bool // set once O_TMPFILE turned out not to work here
 	noXattrAt atomic.Bool // set once getxattrat turned out not to exist
@@ -79,8 +88,15 @@ func New(root *os.File, o Options) (*FS, error) {
 	return f, nil
 }
 
-// Close releases what New opened. Streams must have been closed before.
-func (f *FS) Close() error { return unix.Close(f.proc) }
+// Close releases what New opened, and the ledger. Streams must have been closed
+// before.
+func (f *FS) Close() error {
+	var err error
+	if a := f.counted.Load(); a != nil {
+		err = a.w.Close()
+	}
+	return errors.Join(err, unix.Close(f.proc))
+}
 
 // hasOpenat2 asks once. Old kernels answer ENOSYS, some sandboxes EPERM.
 func (f *FS) hasOpenat2() bool {
@@ -137,8 +153,12 @@ func (f *FS) fault(op, path string, err error) error {
 	e := errdefs.Wrap(errdefs.Filesystem, err, "%s %s", op, f.where(path))
 	e.Op, e.Volume, e.Path = op, f.opts.Volume, path
 	var r *refusal
-	if errors.As(err, &r) {
+	var full *errdefs.QuotaError
+	switch {
+	case errors.As(err, &r):
 		e.Hint = r.hint
+	case errors.As(err, &full):
+		e.Hint = "delete files, or raise the limit: msb volume set-quota " + f.opts.Volume
 	}
 	return e
 }

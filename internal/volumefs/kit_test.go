@@ -215,7 +215,7 @@ func wantErr(t *testing.T, err, want error) {
 	}
 }
 
-func noErr(t *testing.T, err error) {
+func noErr(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)

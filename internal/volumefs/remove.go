@@ -25,7 +25,7 @@ func (f *FS) remove(rel string) error {
 	if s.isDir() {
 		return &refusal{text: "is a directory", errno: unix.EISDIR, hint: "remove it as a directory"}
 	}
-	return unix.Unlinkat(s.dir, s.name, 0)
+	return f.unlink(s.dir, s.name)
 }
 
 // RemoveDir deletes a directory and everything in it. The volume's root, a
@@ -47,7 +47,7 @@ func (f *FS) removeDir(ctx context.Context, rel string) error {
 	if !s.isDir() {
 		return errNotDir
 	}
-	return removeTree(ctx, s)
+	return f.removeTree(ctx, s)
 }
 
 // victim finds what is to be removed: anything but the root, links themselves.
@@ -78,9 +78,9 @@ func (f *FS) removeAll(ctx context.Context, rel string) error {
 	}
 	defer s.close()
 	if s.isDir() {
-		err = removeTree(ctx, s)
+		err = f.removeTree(ctx, s)
 	} else {
-		err = unix.Unlinkat(s.dir, s.name, 0)
+		err = f.unlink(s.dir, s.name)
 	}
 	if err == unix.ENOENT {
 		return nil
@@ -99,8 +99,8 @@ const (
 
 // removeTree deletes a directory and everything below it. No path is built and
 // no link followed: every step is a single name in an open directory.
-func removeTree(ctx context.Context, s *spot) error {
-	t := &treeRemoval{ctx: ctx}
+func (f *FS) removeTree(ctx context.Context, s *spot) error {
+	t := &treeRemoval{fs: f, ctx: ctx}
 	defer t.close()
 	err := t.enter(s.dir, s.name)
 	if err != nil {
@@ -123,6 +123,7 @@ type level struct {
 }
 
 type treeRemoval struct {
+	fs     *FS
 	ctx    context.Context
 	levels []*level
 }
@@ -157,7 +158,7 @@ func (t *treeRemoval) step(base int) error {
 	if n := len(t.levels); n > 1 {
 		above = t.levels[n-2].fd
 	}
-	err = unix.Unlinkat(above, l.name, unix.AT_REMOVEDIR)
+	err = t.fs.rmdir(above, l.name)
 	if l.passes++; err == unix.ENOTEMPTY && l.passes < maxPasses {
 		return nil // somebody made a name meanwhile: another pass
 	}
@@ -170,7 +171,7 @@ func (t *treeRemoval) step(base int) error {
 }
 
 func (t *treeRemoval) removeName(l *level, name string) error {
-	err := unix.Unlinkat(l.fd, name, 0)
+	err := t.fs.unlink(l.fd, name)
 	switch err {
 	case nil, unix.ENOENT:
 		return nil
@@ -180,7 +181,7 @@ func (t *treeRemoval) removeName(l *level, name string) error {
 	}
 	if len(t.levels) >= maxOpenLevels {
 		// To the top of the tree that goes anyway; it is read again later.
-		err = renameat(l.fd, name, t.levels[0].fd, tempName())
+		err = t.lift(l, name)
 	} else {
 		err = t.enter(l.fd, name)
 	}
@@ -188,6 +189,23 @@ func (t *treeRemoval) removeName(l *level, name string) error {
 		return nil // changed meanwhile: the next pass sees what it is now
 	}
 	return err
+}
+
+// lift moves a directory to the top of the tree.
+func (t *treeRemoval) lift(l *level, name string) error {
+	top := t.levels[0].fd
+	c, err := t.fs.account(t.fs.inodeOf(l.fd), t.fs.inodeOf(top))
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	from, to := c.dirSize(l.fd), c.dirSize(top)
+	if err := renameat(l.fd, name, top, tempName()); err != nil {
+		return err
+	}
+	c.dirGrew(l.fd, from)
+	c.dirGrew(top, to)
+	return c.done()
 }
 
 func (t *treeRemoval) close() {

@@ -4,6 +4,8 @@ import (
 	"context"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/microsandbox-go/microsandbox/internal/ledger"
 )
 
 // Rename gives a file, directory or link another name, making missing parents;
@@ -39,11 +41,11 @@ func (f *FS) rename(from, to string, o WriteOptions) error {
 		return err
 	}
 	defer dst.close()
-	made, err := makeDirs(dst.dir, dst.missing)
+	made, err := f.makeDirs(dst.dir, dst.missing)
 	if err != nil {
 		return err
 	}
-	if err := move(src, made.end(), dst); err != nil {
+	if err := f.move(src, made.end(), dst); err != nil {
 		made.undo()
 		return err
 	}
@@ -60,18 +62,37 @@ func (f *FS) rename(from, to string, o WriteOptions) error {
 // move renames src to the name of dst in dir. Where both are names of one file
 // rename(2) does nothing and says it went well; a caller expects the old name to
 // be gone, as mv sees to.
-func move(src *spot, dir int, dst *spot) error {
+func (f *FS) move(src *spot, dir int, dst *spot) error {
+	n, err := f.accountName(dir, dst.name, f.inodeOf(src.dir))
+	if err != nil {
+		return err
+	}
+	defer n.close()
+	if n.fd < 0 {
+		if err := n.growName(ledger.Delta{}, dir, dst.name); err != nil {
+			return err
+		}
+	}
+	from := n.dirSize(src.dir)
 	if err := renameat(src.dir, src.name, dir, dst.name); err != nil {
 		return err
 	}
-	if !dst.exists() || src.isDir() || !sameFile(&src.st, &dst.st) || sameName(src, dst) {
-		return nil
+	same := n.fd >= 0 && sameFile(&src.st, &n.st)
+	if !same {
+		n.gone()
 	}
-	err := unix.Unlinkat(src.dir, src.name, 0)
-	if err == unix.ENOENT {
-		return nil
+	if dst.exists() && !src.isDir() && sameFile(&src.st, &dst.st) && !sameName(src, dst) {
+		if err := unix.Unlinkat(src.dir, src.name, 0); err != nil && err != unix.ENOENT {
+			return err
+		}
+		if same {
+			n.gone()
+		}
 	}
-	return err
+	if f.inodeOf(src.dir) != f.inodeOf(dir) {
+		n.dirGrew(src.dir, from)
+	}
+	return n.settle()
 }
 
 // sameName reports whether two spots are one name in one directory.

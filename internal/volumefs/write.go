@@ -2,6 +2,7 @@ package volumefs
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
 	"runtime"
@@ -9,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/microsandbox-go/microsandbox/internal/failpoint"
+	"github.com/microsandbox-go/microsandbox/internal/ledger"
 )
 
 // Instants of a whole-file write, for the crash tests.
@@ -48,6 +50,9 @@ func (f *FS) write(rel string, data []byte, o WriteOptions) error {
 		return err
 	}
 	defer r.close()
+	if err := r.room(int64(len(data))); err != nil {
+		return err
+	}
 	if _, err := r.tmp.file.Write(data); err != nil {
 		return bare(err)
 	}
@@ -56,9 +61,11 @@ func (f *FS) write(rel string, data []byte, o WriteOptions) error {
 
 // replacement is a file on its way to its name.
 type replacement struct {
-	fs  *FS
-	to  *spot
-	tmp *temp
+	fs    *FS
+	to    *spot
+	tmp   *temp
+	entry *change // the new file's charge, from before it has any content
+	size  int64   // that is charged
 }
 
 // newReplacement resolves a clean path and opens a temporary for it. Nothing in
@@ -75,18 +82,79 @@ func (f *FS) newReplacement(rel string) (*replacement, error) {
 		err = regular(&s.st, s.ov)
 	}
 	if err == nil {
-		var t *temp
-		if t, err = f.newTemp(s.dir); err == nil {
-			return &replacement{fs: f, to: s, tmp: t}, nil
+		r := &replacement{fs: f, to: s, size: -1}
+		if r.entry, err = f.account(); err == nil {
+			if r.tmp, err = f.newTemp(s.dir); err == nil {
+				return r, nil
+			}
+			r.entry.close()
 		}
 	}
 	s.close()
 	return nil, err
 }
 
+// room charges for a content of so many bytes, before it is written.
+func (r *replacement) room(size int64) error {
+	if r.entry.w == nil || size <= r.size {
+		return nil
+	}
+	var d ledger.Delta
+	if r.size < 0 {
+		d.Inodes, r.size = 1, 0
+	}
+	d.Bytes = r.entry.rules.File(size) - r.entry.rules.File(r.size)
+	if err := r.entry.grow(d); err != nil {
+		if d.Inodes != 0 {
+			r.size = -1
+		}
+		return err
+	}
+	r.size = size
+	return chargedPoint.Hit()
+}
+
+// metadata takes over what like has, and charges its attributes.
+func (r *replacement) metadata(like *metadata) error {
+	if r.entry.w != nil {
+		if err := r.entry.grow(ledger.Delta{Bytes: r.entry.rules.Xattrs(ledger.XattrBytes(like.fd))}); err != nil {
+			return err
+		}
+	}
+	return r.fs.copyMetadata(like, r.tmp.fd())
+}
+
+// place gives the file its name in dir and settles what it is charged.
+func (r *replacement) place(dir int) error {
+	n, err := r.fs.accountName(dir, r.to.name)
+	if err != nil {
+		return err
+	}
+	defer n.close()
+	if n.fd < 0 {
+		if err := n.growName(ledger.Delta{}, dir, r.to.name); err != nil {
+			return err
+		}
+	}
+	_, charge, err := r.entry.inode(r.tmp.fd())
+	if err == nil {
+		err = r.tmp.place(dir, r.to.name)
+	}
+	if err != nil {
+		return err
+	}
+	n.gone()
+	r.entry.add(charge)
+	if err := n.settle(); err != nil {
+		return err
+	}
+	return r.entry.done()
+}
+
 // close releases everything; what was not committed is gone.
 func (r *replacement) close() {
 	r.tmp.discard()
+	r.entry.close()
 	r.to.close()
 }
 
@@ -101,8 +169,11 @@ func (r *replacement) old() *metadata {
 // commit gives the file the metadata of like (nil: that of a new file), makes
 // it durable, then its parents, then its name.
 func (r *replacement) commit(like *metadata, o WriteOptions) error {
+	if err := r.room(0); err != nil { // an empty file is one, too
+		return err
+	}
 	if like != nil {
-		if err := r.fs.copyMetadata(like, r.tmp.fd()); err != nil {
+		if err := r.metadata(like); err != nil {
 			return err
 		}
 	}
@@ -112,11 +183,11 @@ func (r *replacement) commit(like *metadata, o WriteOptions) error {
 	if err := filledPoint.Hit(); err != nil {
 		return err
 	}
-	made, err := makeDirs(r.to.dir, r.to.missing)
+	made, err := r.fs.makeDirs(r.to.dir, r.to.missing)
 	if err != nil {
 		return err
 	}
-	if err := r.tmp.place(made.end(), r.to.name); err != nil {
+	if err := r.place(made.end()); err != nil {
 		made.undo()
 		return err
 	}
@@ -169,6 +240,9 @@ func (w *WriteStream) Write(p []byte) (int, error) {
 	if err := w.ready(); err != nil {
 		return 0, err
 	}
+	if err := w.r.room(w.off + int64(len(p))); err != nil {
+		return 0, w.failed(err)
+	}
 	n, err := w.r.tmp.file.Write(p)
 	w.wrote(int64(n))
 	return n, w.failed(bare(err))
@@ -182,6 +256,13 @@ func (w *WriteStream) ReadFrom(src io.Reader) (int64, error) {
 	}
 	var total int64
 	for {
+		if err := w.r.room(w.off + writeback); err != nil {
+			if !errors.Is(err, unix.ENOSPC) {
+				return total, w.failed(err)
+			}
+			n, err := io.CopyBuffer(plainWriter{w}, src, make([]byte, 64<<10)) // exactly as much as comes
+			return total + n, err
+		}
 		n, err := w.r.tmp.file.ReadFrom(&io.LimitedReader{R: src, N: writeback})
 		total += n
 		w.wrote(n)
@@ -238,6 +319,9 @@ func (w *WriteStream) ready() error {
 	}
 	return w.failed(w.ctx.Err())
 }
+
+// plainWriter hides every other method of a writer.
+type plainWriter struct{ io.Writer }
 
 // failed remembers the first error.
 func (w *WriteStream) failed(err error) error {
