@@ -85,13 +85,10 @@ func (p *Party) Append(records int) error {
 
 // together returns when all parties have come to this point.
 func (p *Party) together(point int) error {
-	err := p.say(fmt.Sprintf("appender.%d", p.Me), point)
-	for i := range p.Parties {
-		if err == nil {
-			_, err = p.await(fmt.Sprintf("appender.%d", i), point)
-		}
+	if err := p.say(fmt.Sprintf("appender.%d", p.Me), point); err != nil {
+		return err
 	}
-	return err
+	return p.awaitAll("appender", point)
 }
 
 // settle waits, no longer than the bound, until f shows what is there.

@@ -38,6 +38,11 @@ type Staleness struct {
 	Longest  time.Duration // from when the change was surely made to when the last such read began
 }
 
+// String is the figures of one property.
+func (s Staleness) String() string {
+	return fmt.Sprintf("%-22s %5d of %5d reads old, longest %v", s.Property, s.Old, s.Reads, s.Longest.Round(time.Millisecond))
+}
+
 // PrepareExchange makes what parties exchange. The host calls it once.
 func PrepareExchange(dir string) error {
 	files := map[string]string{
@@ -45,7 +50,7 @@ func PrepareExchange(dir string) error {
 		"mode": "", "mtime": "", "move.0": "", "replaced": number(0), "appended": number(0),
 	}
 	for i := range 8 {
-		files[fmt.Sprintf("seen.%d", i)] = number(0)
+		files[fmt.Sprintf("seen.%d", i)], files[fmt.Sprintf("ready.%d", i)] = number(0), number(0)
 	}
 	for i := range MaxRounds + 2 {
 		files[fmt.Sprintf("gone.%d", i)] = ""
@@ -99,13 +104,8 @@ func (p *Party) Exchange(last int) ([]Staleness, error) {
 
 // change makes the changes of round n when everybody has seen the last one.
 func (p *Party) change(props []*property, n int) error {
-	for i := range p.Parties {
-		if i == p.Me {
-			continue
-		}
-		if _, err := p.await(fmt.Sprintf("seen.%d", i), n-1); err != nil {
-			return err
-		}
+	if err := p.awaitAll("ready", n-1); err != nil {
+		return err
 	}
 	for _, prop := range p.exchanged(props, p.Me) {
 		if err := prop.set(n); err != nil {
@@ -115,7 +115,35 @@ func (p *Party) change(props []*property, n int) error {
 			return fmt.Errorf("%s: what I changed to %d gives %d, %v", prop.Property, n, got, err)
 		}
 	}
-	return errors.Join(p.say(fmt.Sprintf("seen.%d", p.Me), n), p.say("turn", n))
+	if err := p.say("turn", n); err != nil {
+		return err
+	}
+	return p.ready(props, n)
+}
+
+// ready looks at everything once more, when all have seen round n and what was
+// kept has expired, and says that the next change may come: that is when a cache
+// hides it the longest.
+func (p *Party) ready(props []*property, n int) error {
+	if err := p.say(fmt.Sprintf("seen.%d", p.Me), n); err != nil {
+		return err
+	}
+	if p.Bound == 0 { // nothing is kept
+		return p.say(fmt.Sprintf("ready.%d", p.Me), n)
+	}
+	if err := p.awaitAll("seen", n); err != nil {
+		return err
+	}
+	time.Sleep(p.Bound)
+	for _, prop := range p.exchanged(props, p.Me) {
+		if _, err := prop.get(n); err != nil {
+			return fmt.Errorf("%s: %w", prop.Property, err)
+		}
+		if prop.after != nil {
+			prop.after(n)
+		}
+	}
+	return p.say(fmt.Sprintf("ready.%d", p.Me), n)
 }
 
 // look waits for round n and until all its changes are seen.
@@ -153,11 +181,8 @@ func (p *Party) look(props []*property, n, writer int) error {
 		if got, err := prop.get(n); err != nil || got != n {
 			return fmt.Errorf("%s: goes back from %d to %d, %v", prop.Property, n, got, err)
 		}
-		if prop.after != nil {
-			prop.after(n)
-		}
 	}
-	return p.say(fmt.Sprintf("seen.%d", p.Me), n)
+	return p.ready(props, n)
 }
 
 // exchanged leaves out what this party and the writer cannot exchange.
@@ -166,6 +191,16 @@ func (p *Party) exchanged(props []*property, writer int) []*property {
 		return props
 	}
 	return slices.DeleteFunc(slices.Clone(props), func(prop *property) bool { return prop.overlaid })
+}
+
+// awaitAll waits until all parties have come to a number.
+func (p *Party) awaitAll(what string, n int) error {
+	for i := range p.Parties {
+		if _, err := p.await(fmt.Sprintf("%s.%d", what, i), n); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // await waits for a number of another party and returns a time before which it

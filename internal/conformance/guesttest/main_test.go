@@ -11,8 +11,11 @@ import (
 
 // commands are what the binary does when its first argument names one.
 var commands = map[string]func(args []string) error{
-	"digest": digest,
-	"swap":   swap,
+	"appends":  appends,
+	"digest":   digest,
+	"exchange": exchange,
+	"mappings": mappings,
+	"swap":     swap,
 }
 
 func TestMain(m *testing.M) {
