@@ -88,6 +88,14 @@ func ExampleMountBuilder_HostPermissions() {
 	// Output: mirror <nil>
 }
 
+// Two sandboxes that change a file under a lock must not cache it.
+func ExampleMountBuilder_Cache() {
+	mount, err := microsandbox.NewMountBuilder("/queue").Named("queue").
+		Cache(microsandbox.CacheModeNone).Build()
+	fmt.Println(mount.Config().Cache, err)
+	// Output: none <nil>
+}
+
 // A mistake is reported when the mount is built, or the sandbox created; the
 // setters never fail.
 func ExampleMountBuilder_Build() {

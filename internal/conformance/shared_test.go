@@ -102,6 +102,22 @@ func refusesSharing(ctx context.Context, t *testing.T, one *microsandbox.Sandbox
 			remove(t, "refused")
 		}
 	}
+	h, err := microsandbox.GetVolume(ctx, "alone")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if holders, err := h.Holders(ctx); err != nil || len(holders) != 1 || holders[0].Cache != microsandbox.CacheModeAlways {
+		t.Errorf("holders %+v, %v", holders, err)
+	}
+	sb, err := microsandbox.GetSandbox(ctx, "one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, mode := range []string{"none", "always"} {
+		if !strings.Contains(sb.ConfigJSON(), `"cache":"`+mode+`"`) {
+			t.Errorf("cache mode %s is not in the definition %s", mode, sb.ConfigJSON())
+		}
+	}
 	if out, err := one.Shell(ctx, "echo kept >/alone/f && cat /alone/f"); err != nil || out.Stdout() != "kept\n" {
 		t.Errorf("the one that is alone: %v", err)
 	}

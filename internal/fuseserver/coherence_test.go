@@ -231,3 +231,23 @@ func TestTimesAndSyncInCacheModes(t *testing.T) {
 		})
 	}
 }
+
+// TestOpenAfterChange: what a guest has read is dropped when it opens the file
+// again, within the second too; under always it is kept.
+func TestOpenAfterChange(t *testing.T) {
+	for cache, want := range map[string]string{"auto": "new", "none": "new", "always": "old"} {
+		mnt, dir := mountShare(t, Config{Cache: cache, AsRoot: true})
+		if err := os.WriteFile(filepath.Join(dir, "f"), []byte("old"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for i, want := range []string{"old", want} {
+			got, err := os.ReadFile(filepath.Join(mnt, "f"))
+			if err != nil || string(got) != want {
+				t.Errorf("%s, read %d: %q, %v, want %q", cache, i, got, err, want)
+			}
+			if err := os.WriteFile(filepath.Join(dir, "f"), []byte("new"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}

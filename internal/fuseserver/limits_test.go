@@ -266,43 +266,6 @@ func TestSubmounts(t *testing.T) {
 	}
 }
 
-func TestCacheModes(t *testing.T) {
-	for mode, want := range map[string]struct {
-		valid     uint64
-		nsec      uint32
-		file, dir uint32
-		flags     w.InitFlags
-	}{
-		"auto":   {0, 900e6, 0, 0, w.InitAutoInvalData},
-		"none":   {0, 0, w.FopenDirectIO, 0, w.InitAutoInvalData},
-		"always": {86400, 0, w.FopenKeepCache, w.FopenKeepCache | w.FopenCacheDir, w.InitCacheSymlinks},
-	} {
-		s := newShare(t, func(c *Config) { c.Cache = mode })
-		if out := s.init(); w.InitFlags(out.Flags)&(w.InitAutoInvalData|w.InitCacheSymlinks) != want.flags {
-			t.Errorf("%s: flags %#x", mode, out.Flags)
-		}
-		e, _ := s.mustCreate(rootID, "f", 0o600)
-		if e.EntryValid != want.valid || e.AttrValid != want.valid || e.EntryValidNsec != want.nsec || e.AttrValidNsec != want.nsec {
-			t.Errorf("%s: %+v", mode, e)
-		}
-		var a w.AttrOut
-		b, err := s.do(w.OpGetattr, e.NodeID, w.AttrOutSize, pack(w.GetattrIn{}, w.Append))
-		s.must(err)
-		if w.Decode(b, &a); a.AttrValid != want.valid || a.AttrValidNsec != want.nsec {
-			t.Errorf("%s: attributes are valid for %d s and %d ns", mode, a.AttrValid, a.AttrValidNsec)
-		}
-		for op, want := range map[w.Opcode]uint32{w.OpOpen: want.file, w.OpOpendir: want.dir} {
-			node := map[w.Opcode]uint64{w.OpOpen: e.NodeID, w.OpOpendir: rootID}[op]
-			b, err := s.do(op, node, 16, pack(w.OpenIn{}, w.Append))
-			s.must(err)
-			var o w.OpenOut
-			if w.Decode(b, &o); o.OpenFlags != want {
-				t.Errorf("%s: opcode %d has open flags %#x", mode, op, o.OpenFlags)
-			}
-		}
-	}
-}
-
 func TestStatx(t *testing.T) {
 	s := newShare(t, nil)
 	e, _ := s.mustCreate(rootID, "f", 0o640)
