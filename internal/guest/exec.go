@@ -118,6 +118,7 @@ func (e *execSession) signal(sig unix.Signal) {
 		return
 	}
 	e.a.procs.signalGroup(e.pid, sig)
+	e.a.waits.soon()
 }
 
 // fork starts the program in a session, and so a process group, of its own.

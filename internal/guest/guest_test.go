@@ -278,3 +278,34 @@ func TestFileOperations(t *testing.T) {
 		t.Errorf("mkdir with a mode: %v", err)
 	}
 }
+
+// TestMustAttend: the states of threads as the kernel tells them.
+func TestMustAttend(t *testing.T) {
+	status := func(state, own, shared, blocked string) string {
+		return "Name:\tx\nState:\t" + state + "\nSigPnd:\t" + own + "\nShdPnd:\t" + shared + "\nSigBlk:\t" + blocked + "\nSigIgn:\t0000000000000000\n"
+	}
+	const none, kill, term = "0000000000000000", "0000000000000100", "0000000000004000"
+	tests := map[string]struct {
+		status string
+		first  bool
+		want   bool
+	}{
+		"killed":                          {status("D (disk sleep)", kill, none, none), false, true},
+		"told to end":                     {status("D (disk sleep)", none, term, none), true, true},
+		"told to end, another thread":     {status("D (disk sleep)", none, term, none), false, false},
+		"blocked":                         {status("D (disk sleep)", term, term, term), true, false},
+		"nothing pending":                 {status("D (disk sleep)", none, none, none), true, false},
+		"sleeps as others do":             {status("S (sleeping)", kill, none, none), true, false},
+		"a name that looks like a state":  {"Name:\tState: D\n", true, false},
+		"nothing":                         {"", true, false},
+		"numbers too large to be signals": {status("D (disk sleep)", "fffffffffffffffff0", none, none), true, true},
+	}
+	for name, tt := range tests {
+		if got := mustAttend(tt.status, tt.first); got != tt.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+	if got := signalled("/proc"); slices.Contains(got, "1") {
+		t.Errorf("threads that must attend to a signal: %v", got)
+	}
+}

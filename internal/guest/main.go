@@ -32,7 +32,7 @@ func Main() {
 		os.Exit(2)
 	}
 	began := bootNS()
-	a := &agent{began: began, devNull: -1}
+	a := &agent{began: began, devNull: -1, waits: newLockWaits()}
 	err := a.run()
 	logf("agent: %v", err)
 	powerOff()
@@ -87,7 +87,8 @@ func (a *agent) run() error {
 // first one.
 func (a *agent) beforePrograms() {
 	catchSignals()
-	a.procs.watch()
+	a.procs.watch(a.waits.soon)
+	a.waits.watch()
 	if err := loopbackUp(); err != nil {
 		logf("agent: loopback: %v", err)
 	}
@@ -111,6 +112,7 @@ type agent struct {
 	modules *modules
 	root    *rootFS
 	growth  growth
+	waits   *lockWaits
 	env     []string // default environment of programs
 	workdir string
 	user    string

@@ -42,6 +42,9 @@ func (a *agent) mount(m agentproto.Mount) error {
 			}
 			return fmt.Errorf("virtiofs %s: %w", m.Source, err)
 		}
+		if !m.Readonly {
+			a.waits.add(m.Guest)
+		}
 		return nil
 	case "disk":
 		return a.mountVolume(m)

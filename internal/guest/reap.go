@@ -21,12 +21,14 @@ type procs struct {
 func newProcs() *procs { return &procs{waiting: map[int]chan<- unix.WaitStatus{}} }
 
 // watch begins to reap. It is called once, before the first program starts.
-func (p *procs) watch() {
+// ended is called when processes have ended.
+func (p *procs) watch(ended func()) {
 	chld := make(chan os.Signal, 1)
 	signal.Notify(chld, unix.SIGCHLD)
 	go func() {
 		for range chld {
 			p.reap()
+			ended()
 		}
 	}()
 }

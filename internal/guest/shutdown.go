@@ -37,6 +37,7 @@ func (a *agent) endPrograms(grace time.Duration) {
 	}
 	_ = unix.Kill(-1, unix.SIGTERM)
 	_ = unix.Kill(-1, unix.SIGCONT) // a stopped one could not act on it
+	a.waits.stop()
 	if a.procs.waitGone(grace) {
 		return
 	}
@@ -66,6 +67,7 @@ func (p *procs) waitGone(d time.Duration) bool {
 // which is as clean on the disk.
 func (a *agent) unmountAll() {
 	a.growth.end()
+	a.waits.close()
 	for _, m := range dataMounts() {
 		if err := unix.Unmount(m, 0); err != nil {
 			remountReadOnly(m, err)
