@@ -39,6 +39,9 @@ func (w *Writer) Lock(inos ...uint64) Op {
 		}
 	}
 	for _, ino := range op.inos[:op.n] {
+		if w.closed.Load() {
+			break
+		}
 		ok, err := lockWithin(w.l.fd, inodeLock+int64(ino)&inodeMask, 1, inodePatience)
 		if err != nil || !ok {
 			op.late = true
@@ -146,6 +149,9 @@ func (op *Op) overrun() bool {
 func (op *Op) unlock() {
 	w := op.w
 	for _, ino := range op.inos[:op.n] {
+		if w.closed.Load() {
+			break // the descriptor may be another file's by now
+		}
 		unlock(w.l.fd, inodeLock+int64(ino)&inodeMask, 1)
 	}
 	for i := op.n - 1; i >= 0; i-- {

@@ -1,9 +1,11 @@
 package ledger
 
 import (
+	"errors"
 	"math/rand/v2"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -56,6 +58,7 @@ type Writer struct {
 	o       Options
 	slot    int
 	stripes stripes
+	closed  atomic.Bool
 
 	mu      sync.Mutex
 	me      slot             // what the file says of this slot; me.reserve is what spare was when it was written
@@ -156,6 +159,9 @@ func (w *Writer) join() error {
 
 // read reads the ledger into w.page, with what this writer knows of its own slot.
 func (w *Writer) read() error {
+	if w.slot < 0 { // closed
+		return os.ErrClosed
+	}
 	if err := readPage(w.l.fd, w.buf[:], &w.page); err != nil {
 		return err
 	}
@@ -165,6 +171,9 @@ func (w *Writer) read() error {
 
 // write writes the slot. mu is held.
 func (w *Writer) write() error {
+	if w.slot < 0 { // closed
+		return os.ErrClosed
+	}
 	var b [slotSize]byte
 	w.me.seq++
 	w.me.encode(b[:])
@@ -196,7 +205,7 @@ func (w *Writer) Usage() (State, error) {
 func (w *Writer) grow(d Delta) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if d.Bytes <= w.spare.Bytes && d.Inodes <= w.spare.Inodes {
+	if w.slot >= 0 && d.Bytes <= w.spare.Bytes && d.Inodes <= w.spare.Inodes {
 		w.spare = w.spare.Minus(d)
 		return nil
 	}
@@ -424,5 +433,6 @@ func (w *Writer) Close() error {
 	}
 	unlock(w.l.fd, slotLock+int64(w.slot), 1)
 	w.slot = -1
-	return err
+	w.closed.Store(true)
+	return errors.Join(err, w.l.f.Close())
 }

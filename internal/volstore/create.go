@@ -105,6 +105,9 @@ func (s *Store) stage(ctx context.Context, sp Spec) (_ *staging, err error) {
 	if err := pointMade.Hit(); err != nil {
 		return nil, err
 	}
+	if err := st.makeLedger(sp); err != nil {
+		return nil, err
+	}
 	if err := st.makeData(ctx); err != nil {
 		return nil, err
 	}

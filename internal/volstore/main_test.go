@@ -65,6 +65,14 @@ func runOp(s *Store, op []string) (err error) {
 		if v, err = s.Get(ctx, arg(1)); err == nil {
 			_, err = s.SetLabels(ctx, v.ID, map[string]string{"new": "label"})
 		}
+	case "limit": // limit NAME: quota and inodes
+		quota, inodes := uint32(9), int64(5000)
+		_, err = s.SetQuota(ctx, mustID(s, arg(1)), Quota{MiB: &quota, Inodes: &inodes})
+	case "count": // count NAME: open its ledger
+		var f *os.File
+		if f, err = s.OpenLedger(ctx, mustID(s, arg(1))); err == nil {
+			err = f.Close()
+		}
 	case "grow":
 		_, err = s.Grow(ctx, arg(1), 8)
 	case "attach": // attach NAME: for writing, until the end

@@ -20,7 +20,7 @@ func TestHomeIsDescribed(t *testing.T) {
 	s := New(h)
 	defer s.Close()
 	s.SetReaper(func(home.Dir) error { return nil })
-	mustCreate(t, s, Spec{Name: "dir"})
+	mustCreate(t, s, Spec{Name: "dir", Inodes: 5000})
 	mustCreate(t, s, Spec{Name: "disk", Kind: KindDisk, SizeMiB: 4})
 	if _, err := s.Rename(t.Context(), "dir", "renamed"); err != nil {
 		t.Fatal(err)

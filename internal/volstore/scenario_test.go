@@ -49,6 +49,13 @@ func scenarios() []scenario {
 		{name: "prune", setup: made, op: "prune k v"},
 		{name: "rename", setup: made, op: "rename a b"},
 		{name: "label", setup: made, op: "label a"},
+		{name: "limit", setup: made, op: "limit a"},
+		{name: "count a volume of before", op: "count a", setup: func(t testing.TB, s *Store, h home.Dir) {
+			made(t, s, h)
+			if err := os.Remove(s.ledgerPath(mustID(s, "a"))); err != nil {
+				t.Fatal(err)
+			}
+		}},
 		{name: "grow", disk: true, setup: madeDisk, op: "grow a"},
 		{name: "attach", disk: true, setup: madeDisk, op: "attach a"},
 		{name: "grow after a killed grow", disk: true, setup: killed(madeDisk, "grow a", "volstore.grow.lengthened"), op: "grow a"},

@@ -25,6 +25,9 @@ type Spec struct {
 	Name, Kind        string
 	QuotaMiB, SizeMiB uint32 // MiB = 1<<20 bytes
 	Labels            map[string]string
+	// Inodes limits the files of a directory volume; 0 means the default, which
+	// goes with the quota: see ledger.DefaultInodes.
+	Inodes int64
 
 	// ID is that of the new volume, a ULID of a caller that has written down
 	// what it is about to make; "" means a new one.
@@ -71,7 +74,7 @@ func (sp Spec) Validate() error {
 			return bad("a directory volume has no size; limit it with a quota")
 		}
 	case KindDisk:
-		if sp.QuotaMiB != 0 {
+		if sp.QuotaMiB != 0 || sp.Inodes != 0 {
 			return bad("a disk volume has no quota; its size is its limit")
 		}
 		if sp.SizeMiB == 0 {
@@ -82,6 +85,9 @@ func (sp Spec) Validate() error {
 		}
 	default:
 		return bad("unknown kind %q, want %q or %q", sp.Kind, KindDir, KindDisk)
+	}
+	if err := validateInodes(sp.Name, sp.Inodes); err != nil {
+		return err
 	}
 	return validateLabels(sp.Name, sp.Labels)
 }

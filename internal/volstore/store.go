@@ -22,8 +22,10 @@ type Store struct {
 
 	// reapElsewhere deletes large trees from the trash; nil: a goroutine here.
 	reapElsewhere func(h home.Dir) error
-	check         Checker // nil: images that need it are refused
-	background    sync.WaitGroup
+	// countElsewhere counts large volumes; nil: a goroutine here.
+	countElsewhere func(h home.Dir, id string) error
+	check          Checker // nil: images that need it are refused
+	background     sync.WaitGroup
 }
 
 // Volume is a volume record with its host paths.

@@ -10,18 +10,20 @@ import (
 	"testing"
 
 	"github.com/microsandbox-go/microsandbox/internal/home"
+	"github.com/microsandbox-go/microsandbox/internal/ledger"
 )
 
-func TestUsedBytes(t *testing.T) {
+// TestMeasure: what a walk finds is what the charge rule says.
+func TestMeasure(t *testing.T) {
 	s, _ := newStore(t)
 	v := mustCreate(t, s, Spec{Name: "a"})
 	used := func() uint64 {
 		t.Helper()
-		n, err := s.UsedBytes(t.Context(), v)
+		found, err := s.Measure(t.Context(), v)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return n
+		return uint64(found.Charges.Bytes)
 	}
 	if n := used(); n != 0 {
 		t.Errorf("empty: %d", n)
@@ -61,7 +63,7 @@ func dirSize(t *testing.T) uint64 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return roundUp(fi.Size())
+	return uint64(ledger.Rules{DirSizes: true}.Dir(fi.Size()))
 }
 
 func TestRemoveTree(t *testing.T) {

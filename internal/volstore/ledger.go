@@ -1,0 +1,273 @@
+package volstore
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/failpoint"
+	"github.com/microsandbox-go/microsandbox/internal/home"
+	"github.com/microsandbox-go/microsandbox/internal/ledger"
+)
+
+const (
+	ledgerName = "ledger" // of a directory volume: what it holds, over all writers
+	limitsName = "limits" // of a directory volume: a limit of inodes of its own
+)
+
+var pointLedger = failpoint.New("volstore.ledger.made") // a volume without one has got its ledger
+
+// countAtOnce is how many files a caller counts itself; more are left to the
+// background.
+const countAtOnce = 4096
+
+// makeLedger makes the ledger of a new, empty directory volume, and writes down
+// its limit of inodes if it has one of its own.
+func (st *staging) makeLedger(sp Spec) error {
+	if st.record.Kind != KindDir {
+		return nil
+	}
+	if err := writeLimits(st.path, sp.Inodes); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(filepath.Join(st.path, ledgerName), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	return errors.Join(ledger.Format(f, limitsOf(sp.QuotaMiB, sp.Inodes), true), f.Close())
+}
+
+// limitsOf joins the limits of a volume; inodes 0 means the default.
+func limitsOf(quotaMiB uint32, inodes int64) ledger.Limits {
+	l := ledger.Limits{Bytes: int64(quotaMiB) * mib, Inodes: inodes}
+	if inodes == 0 {
+		l.Inodes = ledger.DefaultInodes(l.Bytes)
+	}
+	return l
+}
+
+func (s *Store) ledgerPath(id string) string { return filepath.Join(s.home.State(id), ledgerName) }
+
+// OpenLedger opens the ledger of a directory volume for a writer: it is of this
+// boot and has the limits that the record says. A volume from before there were
+// ledgers gets one. What is to be counted is counted in the background; nothing
+// here waits for it.
+//
+// The file is for one writer. A process that is started with it must be its only
+// holder: the caller closes its own once the process has it.
+//
+// Errors: VolumeNotFound, InvalidConfig for a disk volume, Filesystem.
+func (s *Store) OpenLedger(ctx context.Context, id string) (*os.File, error) {
+	v, err := s.GetByID(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	f, err := s.openLedger(v)
+	return f, s.wrap("open the ledger of", v.Name, err)
+}
+
+func (s *Store) openLedger(v *Volume) (*os.File, error) {
+	if v.Kind != KindDir {
+		return nil, errdefs.New(errdefs.InvalidConfig, "volume %q is a disk volume: its size is its limit", v.Name)
+	}
+	f, l, err := s.findLedger(v)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.prepareLedger(v, l); err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// findLedger opens the ledger, makes it if there is none, and makes it anew if it
+// is damaged and nobody has the volume.
+func (s *Store) findLedger(v *Volume) (*os.File, *ledger.Ledger, error) {
+	f, err := s.openFile(v)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = s.newLedger(v, false)
+		if errors.Is(err, fs.ErrNotExist) { // no state directory: a power cut
+			if err = s.settleByID(context.Background(), &v.Volume); err == nil {
+				err = s.newLedger(v, false)
+			}
+		}
+		if err == nil {
+			f, err = s.openFile(v)
+		}
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	l, err := ledger.Open(f)
+	if err == nil {
+		return f, l, nil
+	}
+	_ = f.Close()
+	held, lockErr := s.lockUnattached(context.Background(), &v.Volume)
+	if lockErr != nil {
+		return nil, nil, err
+	}
+	defer unlock(held)
+	if err := s.newLedger(v, true); err != nil {
+		return nil, nil, err
+	}
+	if f, err = s.openFile(v); err != nil {
+		return nil, nil, err
+	}
+	l, err = ledger.Open(f)
+	return f, l, err
+}
+
+func (s *Store) openFile(v *Volume) (*os.File, error) {
+	return os.OpenFile(s.ledgerPath(v.ID), os.O_RDWR|unix.O_NOFOLLOW, 0)
+}
+
+// newLedger makes a ledger that does not know yet what is there, and gives it its
+// name when it is complete.
+func (s *Store) newLedger(v *Volume, replace bool) error {
+	limits, err := s.limits(v)
+	if err != nil {
+		return err
+	}
+	dir := s.home.State(v.ID)
+	f, err := os.CreateTemp(dir, ledgerName+".new-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	if err := ledger.Format(f, limits, false); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if replace {
+		err = os.Rename(f.Name(), s.ledgerPath(v.ID))
+	} else if err = renameNew(f.Name(), s.ledgerPath(v.ID)); errors.Is(err, fs.ErrExist) {
+		return nil // somebody was faster
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(syncDir(dir), pointLedger.Hit())
+}
+
+// prepareLedger makes a ledger ready for a writer.
+func (s *Store) prepareLedger(v *Volume, l *ledger.Ledger) error {
+	if err := l.Recover(); err != nil {
+		return err
+	}
+	limits, err := s.limits(v)
+	if err != nil {
+		return err
+	}
+	state, err := l.State()
+	if err != nil {
+		return err
+	}
+	if state.Limits != limits {
+		if err := l.SetLimits(limits); err != nil {
+			return err
+		}
+	}
+	if state.Unsettled {
+		s.countSoon(v, l)
+	}
+	return nil
+}
+
+// countSoon counts a small volume at once and a large one in the background. It
+// fails silently: the next opening tries again.
+func (s *Store) countSoon(v *Volume, l *ledger.Ledger) {
+	_, err := s.count(context.Background(), v, l, countAtOnce)
+	if !errors.Is(err, ledger.ErrBudget) {
+		return
+	}
+	if s.countElsewhere != nil && s.countElsewhere(s.home, v.ID) == nil {
+		return
+	}
+	s.background.Go(func() { _, _ = s.Recount(context.Background(), v.ID) })
+}
+
+// count settles a ledger by a walk of at most budget files; 0 means all.
+func (s *Store) count(ctx context.Context, v *Volume, l *ledger.Ledger, budget int) (Counted, error) {
+	dir, err := s.openOwn(v)
+	if err != nil {
+		return Counted{}, err
+	}
+	defer dir.Close()
+	var found ledger.Found
+	w, err := l.Settle(ctx, func(ctx context.Context) (ledger.Delta, error) {
+		found, err = ledger.Walk(ctx, dir, budget)
+		return found.Charges, err
+	})
+	return Counted{Before: w.Before, Found: w.Found, Allocated: found.Allocated, Exact: w.Exact}, err
+}
+
+// Counted is what a walk of a volume found.
+type Counted struct {
+	Before    ledger.State // what the ledger said
+	Found     ledger.Delta // the sum of charges of all files
+	Allocated int64        // bytes that they take on the host
+	Exact     bool         // nothing changed meanwhile; after Recount the ledger says Found
+}
+
+// Recount walks a directory volume and makes its ledger say what is there.
+// Errors: VolumeNotFound, InvalidConfig for a disk volume; Filesystem with the
+// cause ledger.ErrBusy while the volume is being changed; Cancelled.
+func (s *Store) Recount(ctx context.Context, id string) (Counted, error) {
+	v, f, l, err := s.ledgerOf(ctx, id)
+	if err != nil {
+		return Counted{}, err
+	}
+	defer f.Close()
+	c, err := s.count(ctx, v, l, 0)
+	if err == nil {
+		dir, openErr := s.openOwn(v)
+		if openErr == nil {
+			_ = l.LowerCeiling(int(dir.Fd())) // a high ceiling does harm only after a power cut
+			_ = dir.Close()
+		}
+	}
+	return c, s.wrap("count", v.Name, err)
+}
+
+func (s *Store) ledgerOf(ctx context.Context, id string) (*Volume, *os.File, *ledger.Ledger, error) {
+	v, err := s.GetByID(ctx, id)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if v.Kind != KindDir {
+		return nil, nil, nil, errdefs.New(errdefs.InvalidConfig, "volume %q is a disk volume: it has nothing to count", v.Name)
+	}
+	f, l, err := s.findLedger(v)
+	if err == nil {
+		err = l.Recover()
+	}
+	return v, f, l, s.wrap("count", v.Name, err)
+}
+
+// SetCounter sets what starts the counting of a large volume in a process of its
+// own; nil, and a failing one, mean a goroutine of this one.
+func (s *Store) SetCounter(fn func(h home.Dir, id string) error) { s.countElsewhere = fn }
+
+// NewWriter returns a writer of a directory volume, for a program of the host.
+// Closing it closes its file. Errors: those of OpenLedger.
+func (s *Store) NewWriter(ctx context.Context, id string) (*ledger.Writer, error) {
+	f, err := s.OpenLedger(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	w, err := ledger.NewWriter(f, ledger.Options{})
+	if err != nil {
+		_ = f.Close()
+	}
+	return w, err
+}

@@ -1,0 +1,229 @@
+package volstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/home"
+	"github.com/microsandbox-go/microsandbox/internal/ledger"
+)
+
+func mustUsed(t *testing.T, s *Store, v *Volume) ledger.State {
+	t.Helper()
+	state, ok, err := s.Used(v)
+	if err != nil || !ok {
+		t.Fatalf("used: %+v, %v, %v", state, ok, err)
+	}
+	return state
+}
+
+// grow lets a writer of the volume charge and make a file.
+func growVolume(t *testing.T, s *Store, v *Volume, name string, size int) {
+	t.Helper()
+	w, err := s.NewWriter(t.Context(), v.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	op := w.Lock()
+	d := ledger.Delta{Bytes: ledger.Rules{}.File(int64(size)), Inodes: 1}
+	err = op.Grow(d)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(v.Path, name), make([]byte, size), 0o600)
+	}
+	if err := errors.Join(err, op.Done(d), w.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestNewVolumeHasALedger: it is there, empty and with the limits, before anybody
+// opens the volume.
+func TestNewVolumeHasALedger(t *testing.T) {
+	s, _ := newStore(t)
+	tests := map[string]struct {
+		spec Spec
+		want ledger.Limits
+	}{
+		"none":   {Spec{Name: "none"}, ledger.Limits{}},
+		"quota":  {Spec{Name: "quota", QuotaMiB: 100}, ledger.Limits{Bytes: 100 << 20, Inodes: 25600}},
+		"small":  {Spec{Name: "small", QuotaMiB: 1}, ledger.Limits{Bytes: 1 << 20, Inodes: 1024}},
+		"inodes": {Spec{Name: "inodes", Inodes: 7}, ledger.Limits{Inodes: 7}},
+		"both":   {Spec{Name: "both", QuotaMiB: 1, Inodes: 7}, ledger.Limits{Bytes: 1 << 20, Inodes: 7}},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			got := mustUsed(t, s, mustCreate(t, s, tt.spec))
+			if want := (ledger.State{Limits: tt.want}); got != want {
+				t.Errorf("state %+v, want %+v", got, want)
+			}
+		})
+	}
+	if _, err := s.Create(t.Context(), Spec{Name: "bad", Inodes: -1}); !errdefs.Is(err, errdefs.InvalidConfig) {
+		t.Errorf("negative inodes: %v", err)
+	}
+	if _, err := s.Create(t.Context(), Spec{Name: "bad", Kind: KindDisk, SizeMiB: 4, Inodes: 1}); !errdefs.Is(err, errdefs.InvalidConfig) {
+		t.Errorf("inodes of a disk: %v", err)
+	}
+}
+
+// TestLedgerOfAVolumeOfBefore: a volume without a ledger is measured by a walk
+// until somebody writes; then it has one, which knows what was there.
+func TestLedgerOfAVolumeOfBefore(t *testing.T) {
+	s, _ := newStore(t)
+	v := mustCreate(t, s, Spec{Name: "a", QuotaMiB: 1})
+	if err := os.WriteFile(filepath.Join(v.Path, "old"), make([]byte, 5000), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, damage := range []func() error{
+		func() error { return os.Remove(s.ledgerPath(v.ID)) },
+		func() error { return os.Truncate(s.ledgerPath(v.ID), 0) },
+		func() error { return os.WriteFile(s.ledgerPath(v.ID), make([]byte, 8192), 0o600) },
+	} {
+		if err := damage(); err != nil {
+			t.Fatal(err)
+		}
+		if _, ok, _ := s.Used(v); ok {
+			t.Error("an unknown use is told")
+		}
+		if n, err := s.UsedBytes(t.Context(), v); err != nil || n != 8192 {
+			t.Errorf("measured %d, %v", n, err)
+		}
+		w, err := s.NewWriter(t.Context(), v.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		want := ledger.State{Limits: ledger.Limits{Bytes: 1 << 20, Inodes: 1024}, Used: ledger.Delta{Bytes: 8192, Inodes: 1}}
+		if got := mustUsed(t, s, v); got != want {
+			t.Errorf("state %+v, want %+v", got, want)
+		}
+	}
+}
+
+// TestLargeVolumeIsCountedInTheBackground: nobody waits for a walk of many files.
+func TestLargeVolumeIsCountedInTheBackground(t *testing.T) {
+	s, _ := newStore(t)
+	v := mustCreate(t, s, Spec{Name: "a"})
+	for i := range countAtOnce + 1 {
+		if err := os.WriteFile(filepath.Join(v.Path, fmt.Sprint(i)), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Remove(s.ledgerPath(v.ID)); err != nil {
+		t.Fatal(err)
+	}
+	var asked string
+	s.SetCounter(func(_ home.Dir, id string) error { asked = id; return nil })
+	growVolume(t, s, v, "new", 1)
+	if asked != v.ID {
+		t.Errorf("asked to count %q", asked)
+	}
+	if state, ok, err := s.Used(v); ok || err != nil || !state.Uncounted {
+		t.Errorf("before the walk: %+v, %v, %v", state, ok, err)
+	}
+	c, err := s.Recount(t.Context(), v.ID)
+	if err != nil || !c.Exact || c.Found.Inodes != countAtOnce+2 || c.Found.Bytes < ledger.Block {
+		t.Errorf("recount: %+v, %v", c, err)
+	}
+	if got := mustUsed(t, s, v); got.Used != c.Found || got.Unsettled {
+		t.Errorf("after the walk: %+v", got)
+	}
+}
+
+// TestSetQuota: limits change with and without writers, survive everything that
+// makes a ledger anew, and are refused for disks.
+func TestSetQuota(t *testing.T) {
+	s, _ := newStore(t)
+	v := mustCreate(t, s, Spec{Name: "a", QuotaMiB: 1})
+	growVolume(t, s, v, "f", 600<<10)
+	w, err := s.NewWriter(t.Context(), v.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := func(q Quota) *Volume {
+		t.Helper()
+		v, err := s.SetQuota(t.Context(), v.ID, q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	grow := func(n int64) error {
+		op := w.Lock()
+		return errors.Join(op.Grow(ledger.Delta{Bytes: n}), op.Done(ledger.Delta{}))
+	}
+	mib2, zero, seven := uint32(2), uint32(0), int64(7)
+	var full *errdefs.QuotaError
+	if err := grow(800 << 10); !errors.As(err, &full) {
+		t.Errorf("beyond 1 MiB: %v", err)
+	}
+	if v := set(Quota{MiB: &mib2, Inodes: &seven}); v.QuotaMiB != 2 {
+		t.Errorf("record %+v", v)
+	}
+	if err := grow(800 << 10); err != nil {
+		t.Errorf("within 2 MiB: %v", err)
+	}
+	want := ledger.Limits{Bytes: 2 << 20, Inodes: 7}
+	if got := mustUsed(t, s, v); got.Limits != want {
+		t.Errorf("limits %+v", got.Limits)
+	}
+	if err := errors.Join(w.Close(), os.Remove(s.ledgerPath(v.ID))); err != nil {
+		t.Fatal(err)
+	}
+	growVolume(t, s, v, "g", 1)
+	if got := mustUsed(t, s, v); got.Limits != want {
+		t.Errorf("limits of a ledger made anew: %+v", got.Limits)
+	}
+	set(Quota{MiB: &zero})
+	none := int64(0)
+	set(Quota{Inodes: &none})
+	if got := mustUsed(t, s, v); got.Limits != (ledger.Limits{}) {
+		t.Errorf("limits taken away: %+v", got.Limits)
+	}
+	bad := int64(-1)
+	if _, err := s.SetQuota(t.Context(), v.ID, Quota{Inodes: &bad}); !errdefs.Is(err, errdefs.InvalidConfig) {
+		t.Errorf("negative: %v", err)
+	}
+}
+
+func TestSetQuotaOfADisk(t *testing.T) {
+	needMkfs(t)
+	s, _ := newStore(t)
+	v := mustCreate(t, s, Spec{Name: "d", Kind: KindDisk, SizeMiB: 4})
+	mib := uint32(1)
+	if _, err := s.SetQuota(context.Background(), v.ID, Quota{MiB: &mib}); !errdefs.Is(err, errdefs.InvalidConfig) {
+		t.Errorf("quota of a disk: %v", err)
+	}
+	if _, err := s.Recount(t.Context(), v.ID); !errdefs.Is(err, errdefs.InvalidConfig) {
+		t.Errorf("count of a disk: %v", err)
+	}
+}
+
+// TestRescan: a ledger does not know what host programs do; Verify says so and
+// Recount adopts it.
+func TestRescan(t *testing.T) {
+	s, _ := newStore(t)
+	v := mustCreate(t, s, Spec{Name: "a", QuotaMiB: 1})
+	if err := os.WriteFile(filepath.Join(v.Path, "behind"), make([]byte, 2<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := s.Verify(t.Context(), v)
+	if err != nil || c.Before.Used != (ledger.Delta{}) || c.Found != (ledger.Delta{Bytes: 2 << 20, Inodes: 1}) || !c.Exact || c.Allocated < 2<<20 {
+		t.Errorf("verify: %+v, %v", c, err)
+	}
+	if got := mustUsed(t, s, v); got.Used != (ledger.Delta{}) {
+		t.Errorf("verify changed the ledger: %+v", got)
+	}
+	if c, err = s.Recount(t.Context(), v.ID); err != nil || !c.Exact {
+		t.Errorf("recount: %+v, %v", c, err)
+	}
+	if got := mustUsed(t, s, v); got.Used != c.Found {
+		t.Errorf("after recount: %+v", got)
+	}
+}
