@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A property of the shared directory has the value n after round n.
@@ -49,6 +51,13 @@ func (p *Party) properties() (props []*property, done func(), err error) {
 	if err != nil {
 		done()
 		return nil, nil, err
+	}
+	// A lock does not make anybody look again; all parties hold these.
+	for _, f := range []*os.File{s.data, s.open, s.log} {
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_SH); err != nil {
+			done()
+			return nil, nil, fmt.Errorf("flock of %s: %w", f.Name(), err)
+		}
 	}
 	return s.list(), done, nil
 }

@@ -251,3 +251,41 @@ func TestOpenAfterChange(t *testing.T) {
 		}
 	}
 }
+
+// TestMappingHasNoBound: memory that two guests map is not one memory. A page
+// stays as it is until the guest looks at the file in another way.
+func TestMappingHasNoBound(t *testing.T) {
+	dir, list := parties(t, "off", "auto", time.Second)
+	if err := os.WriteFile(filepath.Join(dir, "f"), []byte("old"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var maps [2][]byte
+	for i := range maps {
+		f, err := os.OpenFile(filepath.Join(list[i].Dir, "f"), os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if maps[i], err = unix.Mmap(int(f.Fd()), 0, 3, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Munmap(maps[i])
+		if string(maps[i]) != "old" {
+			t.Fatalf("guest %d maps %q", i, maps[i])
+		}
+	}
+	copy(maps[0], "new")
+	if err := unix.Msync(maps[0], unix.MS_SYNC); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, "f")); err != nil || string(b) != "new" {
+		t.Fatalf("the host has %q, %v", b, err)
+	}
+	time.Sleep(list[1].Bound)
+	if string(maps[1]) != "old" {
+		t.Errorf("the other guest's mapping shows %q by itself", maps[1])
+	}
+	if b, err := os.ReadFile(filepath.Join(list[1].Dir, "f")); err != nil || string(b) != "new" || string(maps[1]) != "new" {
+		t.Errorf("after reading %q, %v, the mapping shows %q", b, err, maps[1])
+	}
+}
