@@ -48,7 +48,7 @@ func (j *judge) home(path string, before world, next *step) []string {
 		v.addf("there is no home")
 		return v.faults
 	}
-	h.look("at once", worlds)
+	h.look(atOnce, worlds)
 	// The first change settles what the cut left; what is there stays.
 	if h.createRemove("probe") {
 		h.look("after a change", worlds)
@@ -111,12 +111,29 @@ func (h *inspection) look(when string, worlds []world) {
 		return
 	}
 	for _, v := range list {
-		if v.Kind() == microsandbox.VolumeKindDisk {
-			h.disk(when, v)
-		} else {
+		_, err := os.Stat(filepath.Join(h.path, "volumes", v.Name()))
+		if err != nil && (when != atOnce || same(worlds, v.Name())) {
+			h.addf("%s: %v", when, err) // of one that is being made nobody was told yet
+		}
+		if v.Kind() != microsandbox.VolumeKindDisk {
 			h.files(when, v, worlds[i].volumes[v.Name()])
+		} else if err == nil {
+			h.disk(when, v)
 		}
 	}
+}
+
+// atOnce is before any change.
+const atOnce = "at once"
+
+// same tells whether all worlds have the same volume of a name.
+func same(worlds []world, name string) bool {
+	for _, w := range worlds {
+		if v := w.volumes[name]; v == nil || v.made != worlds[0].volumes[name].made {
+			return false
+		}
+	}
+	return true
 }
 
 // text names what a list shows of a world.

@@ -104,12 +104,13 @@ var plants = map[string]struct {
 	steps int
 	plant
 }{
-	"data of a file":     {"ext4", 8, plant{"internal/volumefs/temp.go", "return unix.Fdatasync(t.fd())", "return nil"}},
-	"name of a file":     {"ext4", 8, plant{"internal/volumefs/dirs.go", "return unix.Fsync(fd)", "return nil"}},
-	"note of a creation": {"ext4", 8, plant{"internal/volstore/files.go", "err = f.Sync()", "err = nil"}},
-	"records":            {"ext4", 8, plant{"internal/records/open.go", "synchronous(FULL)", "synchronous(OFF)"}},
-	"store":              {"btrfs", 23, plant{"internal/volstore/files.go", "return errors.Join(f.Sync(), f.Close())", "return f.Close()"}},
-	"file without name":  {"btrfs", 8, plant{"internal/volumefs/temp.go", "t.fs.opts.NoUnnamedSync || unix.Fstatfs(t.fd(), &st) != nil", "unix.Fstatfs(t.fd(), &st) == nil {\n\t\treturn true\n\t}\n\tif true"}},
+	"data of a file":    {"ext4", 8, plant{"internal/volumefs/temp.go", "return unix.Fdatasync(t.fd())", "return nil"}},
+	"name of a file":    {"ext4", 8, plant{"internal/volumefs/dirs.go", "return unix.Fsync(fd)", "return nil"}},
+	"staging":           {"ext4", 8, plant{"internal/volstore/create.go", "st.sealed = begin(syncNote, st.file.Sync, syncStagings)", "st.sealed = begin(func() error { _, _ = syncNote, syncStagings; return nil })"}},
+	"records":           {"ext4", 8, plant{"internal/records/open.go", "synchronous(FULL)", "synchronous(OFF)"}},
+	"records' files":    {"ext4", 8, plant{"internal/records/vfs.go", "err := unix.Fdatasync(int(f.Fh))", "err := error(nil)"}},
+	"store":             {"btrfs", 23, plant{"internal/volstore/files.go", "return errors.Join(f.Sync(), f.Close())", "return f.Close()"}},
+	"file without name": {"btrfs", 8, plant{"internal/volumefs/temp.go", "t.fs.opts.NoUnnamedSync || unix.Fstatfs(t.fd(), &st) != nil", "unix.Fstatfs(t.fd(), &st) == nil {\n\t\treturn true\n\t}\n\tif true"}},
 }
 
 // TestPowerCutFindsAMissingSync: the test above fails for builds that lack one

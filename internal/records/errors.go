@@ -17,6 +17,7 @@ const (
 	codeFull             = 13
 	codeCantOpen         = 14
 	codeNotADB           = 26
+	codeSync             = 1034 // SQLITE_IOERR_FSYNC
 	codeConstraintPK     = 1555
 	codeConstraintUnique = 2067
 	// codeHotJournal is SQLITE_READONLY_ROLLBACK: a killed writer left a

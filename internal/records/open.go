@@ -23,7 +23,11 @@ type DB struct {
 
 	queue changeQueue // of update
 
-	sql    *sql.DB // nil: there is no database, every read is empty
+	owner      uint64    // of the files, for the VFS; 0: not connected
+	committing []*change // in the transaction that is being committed
+
+	sql    *sql.DB   // nil: there is no database, every read is empty
+	conn   *sql.Conn // nil until needed
 	stmts  map[string]*sql.Stmt
 	writer bool
 	copied string // private directory holding a copy of the database, or ""
@@ -93,7 +97,10 @@ func newDB(h home.Dir) *DB {
 // connect replaces the connection. Nothing is read or locked yet.
 func (d *DB) connect(path, mode string) error {
 	d.disconnect()
-	q := "mode=" + mode + "&_txlock=immediate&_pragma=busy_timeout(" + busyTimeoutMS + ")"
+	if err := registerVFS(); err != nil {
+		return d.wrap(err, "open")
+	}
+	q := "vfs=" + vfsName + "&" + ownerParam + "=" + own(d) + "&mode=" + mode + "&_txlock=immediate&_pragma=busy_timeout(" + busyTimeoutMS + ")"
 	if mode == "rw" {
 		q += "&_pragma=journal_mode(PERSIST)&_pragma=synchronous(FULL)&_pragma=journal_size_limit(-1)"
 	}
@@ -102,7 +109,6 @@ func (d *DB) connect(path, mode string) error {
 	if err != nil {
 		return d.wrap(err, "open")
 	}
-	db.SetMaxOpenConns(1)
 	d.sql, d.stmts = db, map[string]*sql.Stmt{}
 	return nil
 }
@@ -111,10 +117,14 @@ func (d *DB) disconnect() {
 	for _, s := range d.stmts {
 		_ = s.Close()
 	}
+	if d.conn != nil {
+		_ = d.conn.Close()
+	}
 	if d.sql != nil {
 		_ = d.sql.Close()
 	}
-	d.sql, d.stmts = nil, nil
+	d.sql, d.conn, d.stmts = nil, nil, nil
+	disown(d)
 }
 
 // Close waits for the call in progress and releases the database. Later calls
@@ -133,12 +143,28 @@ func (d *DB) Close() error {
 	return nil
 }
 
+// link returns the one connection. The caller has the turn.
+func (d *DB) link() (*sql.Conn, error) {
+	if d.conn != nil {
+		return d.conn, nil
+	}
+	c, err := d.sql.Conn(context.Background())
+	if err == nil {
+		d.conn = c
+	}
+	return c, err
+}
+
 // stmt returns the prepared form of a statement. The caller has the turn.
 func (d *DB) stmt(query string) (*sql.Stmt, error) {
 	if s := d.stmts[query]; s != nil {
 		return s, nil
 	}
-	s, err := d.sql.Prepare(query)
+	c, err := d.link()
+	if err != nil {
+		return nil, err
+	}
+	s, err := c.PrepareContext(context.Background(), query)
 	if err == nil {
 		d.stmts[query] = s
 	}

@@ -2,6 +2,7 @@ package records
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"io"
 	"os"
@@ -22,8 +23,8 @@ func (d *DB) heal(ctx context.Context) error {
 		return err
 	}
 	err := d.patiently(ctx, func() error {
-		var n int
-		return w.sql.QueryRow("PRAGMA user_version").Scan(&n)
+		rows, err := session{w}.query("PRAGMA user_version")
+		return each(rows, err, func(*sql.Rows) error { return nil })
 	})
 	if err == nil || !isReadonly(err) {
 		return err

@@ -1,7 +1,10 @@
 package records
 
 import (
+	"cmp"
+	"context"
 	"database/sql"
+	"errors"
 	"strings"
 )
 
@@ -13,8 +16,43 @@ const (
 	reserveMin  = 16
 )
 
-func (d *DB) freePages() (n int, err error) {
-	rows, err := reader{d}.query("PRAGMA freelist_count")
+// insert is updateWhen for changes that need new pages: it keeps the reserve.
+func (d *DB) insert(ctx context.Context, what string, ready Ready, fn func(q querier) error) error {
+	low := errors.New("the reserve is low")
+	err := d.updateWhen(ctx, what, ready, func(q querier) error {
+		if n, err := freePages(q); err != nil || n < reserveLow {
+			return cmp.Or(err, low)
+		}
+		return fn(q)
+	})
+	if !errors.Is(err, low) {
+		return err
+	}
+	if err := d.refill(ctx, what); err != nil {
+		return err
+	}
+	return d.updateWhen(ctx, what, ready, fn)
+}
+
+// refill fills the reserve. It fails when a change could leave too little to
+// removals.
+func (d *DB) refill(ctx context.Context, what string) error {
+	if err := d.take(ctx); err != nil {
+		return d.wrap(err, what)
+	}
+	defer d.give()
+	err := d.patiently(ctx, func() error { return d.keepReserve(reserveLow) })
+	if err == nil {
+		return nil
+	}
+	if n, err2 := freePages(session{d}); err2 == nil && n >= reserveMin {
+		return nil // enough left for this one
+	}
+	return d.wrap(err, what)
+}
+
+func freePages(q querier) (n int, err error) {
+	rows, err := q.query("PRAGMA freelist_count")
 	err = each(rows, err, func(r *sql.Rows) error { return r.Scan(&n) })
 	return n, err
 }
@@ -26,7 +64,7 @@ func (d *DB) freePages() (n int, err error) {
 // commits: the first makes the file system allocate them. In one commit SQLite
 // would leave a hole, which reserves nothing.
 func (d *DB) keepReserve(low int) error {
-	n, err := d.freePages()
+	n, err := freePages(session{d})
 	if err != nil || n >= low {
 		return err
 	}

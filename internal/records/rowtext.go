@@ -3,6 +3,7 @@ package records
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -46,6 +47,23 @@ func parseVolume(row string, v *Volume) (err error) {
 	}
 	v.Labels, err = decodeLabels(labels)
 	return err
+}
+
+// parseTombstones reads rows in the order of tombstoneText.
+func parseTombstones(text string) ([]Tombstone, error) {
+	var out []Tombstone
+	for row := range strings.SplitSeq(text, recordSep) {
+		f := fields{rest: row}
+		t := Tombstone{ID: f.text(), Name: f.text()}
+		t.Identity = Identity{Dev: uint64(f.int()), Ino: uint64(f.int()), BirthNS: f.int()}
+		t.RemovedAt = time.Unix(0, f.int()).UTC()
+		if f.err != nil {
+			return nil, fmt.Errorf("tombstone %q: %w", row, f.err)
+		}
+		out = append(out, t)
+	}
+	slices.SortStableFunc(out, func(a, b Tombstone) int { return a.RemovedAt.Compare(b.RemovedAt) })
+	return out, nil
 }
 
 // fields cuts a row; the first error sticks.

@@ -63,7 +63,7 @@ func (d *DB) bringUpToDate(ctx context.Context) error {
 	if err := d.copyAside(); err != nil {
 		return d.wrap(err, "copy the records aside")
 	}
-	return d.wrap(migrateDB(ctx, d.sql), "migrate a copy of the records")
+	return d.wrap(d.migrate(ctx), "migrate a copy of the records")
 }
 
 func (d *DB) migrateLocked(ctx context.Context) error {
@@ -79,12 +79,26 @@ func (d *DB) migrateLocked(ctx context.Context) error {
 		return d.wrap(err, "migrate the records")
 	}
 	defer d.give()
-	return d.wrap(migrateDB(ctx, d.sql), "migrate the records")
+	return d.wrap(d.migrate(ctx), "migrate the records")
+}
+
+func (d *DB) migrate(ctx context.Context) error {
+	c, err := d.link()
+	if err != nil {
+		return err
+	}
+	return migrateDB(ctx, c)
+}
+
+// database is a *sql.DB or its only connection.
+type database interface {
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+	BeginTx(ctx context.Context, opts *sql.TxOptions) (*sql.Tx, error)
 }
 
 // migrateDB runs the missing migrations, in the order of their file names. Each
 // is one transaction, which its number in user_version is a part of.
-func migrateDB(ctx context.Context, db *sql.DB) error {
+func migrateDB(ctx context.Context, db database) error {
 	ctx = context.WithoutCancel(ctx)
 	var have int
 	if err := db.QueryRowContext(ctx, "PRAGMA user_version").Scan(&have); err != nil {
@@ -109,7 +123,7 @@ func migrateDB(ctx context.Context, db *sql.DB) error {
 	return nil
 }
 
-func migrate(ctx context.Context, db *sql.DB, text string, number int) error {
+func migrate(ctx context.Context, db database, text string, number int) error {
 	tx, err := db.BeginTx(ctx, nil)
 	if err != nil {
 		return err

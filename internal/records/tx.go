@@ -24,10 +24,10 @@ func (d *DB) view(ctx context.Context, what string, fn func(q querier) error) er
 	if d.sql == nil {
 		return nil
 	}
-	err := d.patiently(ctx, func() error { return fn(reader{d}) })
+	err := d.patiently(ctx, func() error { return fn(session{d}) })
 	if sqliteCode(err) == codeHotJournal {
 		if err = d.heal(ctx); err == nil {
-			err = d.patiently(ctx, func() error { return fn(reader{d}) })
+			err = d.patiently(ctx, func() error { return fn(session{d}) })
 		}
 	}
 	return d.wrap(err, what)
@@ -37,13 +37,23 @@ func (d *DB) view(ctx context.Context, what string, fn func(q querier) error) er
 // returns nil and undone otherwise. fn may be called again after another
 // process was in the way. Once begun it is not cancelled.
 //
-// A commit waits for the disk five times. Changes that come meanwhile are
+// A commit waits for the disk four times. Changes that come meanwhile are
 // queued, and whoever gets the next turn runs all of them in one transaction.
 func (d *DB) update(ctx context.Context, what string, fn func(q querier) error) error {
+	return d.updateWhen(ctx, what, nil, fn)
+}
+
+// Ready waits for what must be durable before a change is committed, and fails
+// if it is not: then the change is undone. It runs while the change is on its
+// way to the disk, at most once, and must not use the records.
+type Ready func() error
+
+// updateWhen is update with a condition, nil for none.
+func (d *DB) updateWhen(ctx context.Context, what string, ready Ready, fn func(q querier) error) error {
 	if !d.writer {
 		return errdefs.New(errdefs.Internal, "%s: the records are open for reading only", what)
 	}
-	c := &change{ctx: ctx, fn: fn, done: make(chan struct{})}
+	c := &change{ctx: ctx, fn: fn, ready: ready, done: make(chan struct{})}
 	d.queue.add(c)
 	if err := d.take(ctx); err != nil {
 		if d.queue.remove(c) {
@@ -61,10 +71,35 @@ func (d *DB) update(ctx context.Context, what string, fn func(q querier) error) 
 
 // change is a call of update. err is set when done is closed.
 type change struct {
-	ctx  context.Context
-	fn   func(q querier) error
-	err  error
-	done chan struct{}
+	ctx   context.Context
+	fn    func(q querier) error
+	ready Ready // nil: at once
+	err   error
+	done  chan struct{}
+
+	asked  bool  // ready was called
+	answer error // of ready
+}
+
+// isReady calls ready the first time.
+func (c *change) isReady() error {
+	if c.ready != nil && !c.asked {
+		c.asked, c.answer = true, c.ready()
+	}
+	return c.answer
+}
+
+// awaitReady is called in the course of a commit, when the database is durable
+// and the journal still there. An error undoes the transaction.
+func (d *DB) awaitReady() error {
+	changes := d.committing
+	d.committing = nil // undoing syncs the database, too
+	for _, c := range changes {
+		if err := c.isReady(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // changeQueue holds changes that wait for the turn.
@@ -108,7 +143,13 @@ func (d *DB) runAll(batch []*change) {
 		return
 	}
 	for _, c := range batch {
-		c.err = d.patiently(c.ctx, func() error { return d.transact(c.fn) })
+		c.err = d.patiently(c.ctx, func() error {
+			_, err := d.transactTo([]*change{c}, c.fn)
+			return err
+		})
+		if c.answer != nil {
+			c.err = c.answer
+		}
 	}
 }
 
@@ -117,7 +158,7 @@ func (d *DB) runAll(batch []*change) {
 // changed, if something else went wrong before the commit: an error of the
 // database may have rolled everything back, and each change should meet its own.
 func (d *DB) runTogether(batch []*change) bool {
-	committing, err := d.transactTo(func(q querier) error {
+	committing, err := d.transactTo(batch, func(q querier) error {
 		for _, c := range batch {
 			if err := c.runInside(q); err != nil {
 				return err
@@ -128,7 +169,7 @@ func (d *DB) runTogether(batch []*change) bool {
 	switch {
 	case err == nil:
 		return true
-	case !committing || isBusy(err):
+	case !committing || isBusy(err) || slices.ContainsFunc(batch, func(c *change) bool { return c.answer != nil }):
 		return false
 	}
 	for _, c := range batch { // whether it was one, only the database knows
@@ -156,25 +197,34 @@ func (c *change) runInside(q querier) error {
 }
 
 func (d *DB) transact(fn func(q querier) error) error {
-	_, err := d.transactTo(fn)
+	_, err := d.transactTo(nil, fn)
 	return err
 }
 
-// transactTo also tells whether it came to the commit.
-func (d *DB) transactTo(fn func(q querier) error) (committing bool, err error) {
-	tx, err := d.sql.Begin()
-	if err != nil {
+// transactTo also tells whether it came to the commit, and commits when the
+// changes are ready.
+func (d *DB) transactTo(changes []*change, fn func(q querier) error) (committing bool, err error) {
+	q := session{d}
+	if _, err := q.exec("BEGIN IMMEDIATE"); err != nil {
 		return false, err
 	}
-	if err := fn(writer{d, tx}); err != nil {
-		_ = tx.Rollback()
+	// After some errors SQLite has rolled back itself, and refuses to do it again.
+	rollback := func() { _, _ = q.exec("ROLLBACK") }
+	if err := fn(q); err != nil {
+		rollback()
 		return false, err
 	}
 	if err := begun.Hit(); err != nil {
-		_ = tx.Rollback()
+		rollback()
 		return false, err
 	}
-	return true, tx.Commit()
+	d.committing = changes
+	_, err = q.exec("COMMIT")
+	d.committing = nil
+	if err != nil {
+		rollback()
+	}
+	return true, err
 }
 
 // patiently repeats fn while another process holds the database, until ctx ends
@@ -198,35 +248,24 @@ type querier interface {
 	exec(query string, args ...any) (int64, error)
 }
 
-type reader struct{ d *DB }
+// session runs statements on the one connection, in its transaction if there
+// is one. Whoever uses it has the turn.
+type session struct{ d *DB }
 
-func (r reader) query(query string, args ...any) (*sql.Rows, error) {
-	s, err := r.d.stmt(query)
+func (s session) query(query string, args ...any) (*sql.Rows, error) {
+	st, err := s.d.stmt(query)
 	if err != nil {
 		return nil, err
 	}
-	return s.Query(args...)
+	return st.Query(args...)
 }
 
-func (r reader) exec(query string, args ...any) (int64, error) {
-	s, err := r.d.stmt(query)
+func (s session) exec(query string, args ...any) (int64, error) {
+	st, err := s.d.stmt(query)
 	if err != nil {
 		return 0, err
 	}
-	return affected(s.Exec(args...))
-}
-
-type writer struct {
-	d  *DB
-	tx *sql.Tx
-}
-
-func (w writer) query(query string, args ...any) (*sql.Rows, error) {
-	return w.tx.Query(query, args...)
-}
-
-func (w writer) exec(query string, args ...any) (int64, error) {
-	return affected(w.tx.Exec(query, args...))
+	return affected(st.Exec(args...))
 }
 
 func affected(res sql.Result, err error) (int64, error) {

@@ -11,17 +11,27 @@ import (
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 )
 
+const volumeText = "concat_ws('" + unitSep + "', " + volumeColumns + ")" // a row, see rowtext.go
+
+const tombstoneText = "concat_ws('" + unitSep + "', id, name, dev, ino, birth_ns, removed_ns)"
+
 const volumeColumns = "id, name, kind, quota_mib, capacity_bytes, disk_format, disk_fstype, labels, created_ns, dev, ino, birth_ns, moving_from"
 
 // InsertVolume stores a new volume and, in the same transaction, forgets the
 // tombstones named by settled. Errors: VolumeAlreadyExists when the name or id
 // is taken.
 func (d *DB) InsertVolume(ctx context.Context, v *Volume, settled ...string) error {
+	return d.InsertVolumeWhen(ctx, nil, v, settled...)
+}
+
+// InsertVolumeWhen is InsertVolume on a condition. An error of ready is returned
+// as it is, and then there is no record.
+func (d *DB) InsertVolumeWhen(ctx context.Context, ready Ready, v *Volume, settled ...string) error {
 	labels, err := encodeLabels(v.Labels)
 	if err != nil {
 		return err
 	}
-	return d.insert(ctx, "record the volume "+v.Name, func(q querier) error {
+	return d.insert(ctx, "record the volume "+v.Name, ready, func(q querier) error {
 		if err := insertRow(q, v, labels); err != nil {
 			return err
 		}
@@ -37,32 +47,6 @@ func insertRow(q querier, v *Volume, labels string) error {
 		return errdefs.New(errdefs.VolumeAlreadyExists, "volume %q already exists", v.Name)
 	}
 	return err
-}
-
-// insert is update for changes that need new pages: it keeps the reserve.
-func (d *DB) insert(ctx context.Context, what string, fn func(q querier) error) error {
-	if err := d.refill(ctx, what); err != nil {
-		return err
-	}
-	return d.update(ctx, what, fn)
-}
-
-func (d *DB) refill(ctx context.Context, what string) error {
-	if err := d.take(ctx); err != nil {
-		return d.wrap(err, what)
-	}
-	defer d.give()
-	if !d.writer {
-		return errdefs.New(errdefs.Internal, "%s: the records are open for reading only", what)
-	}
-	err := d.patiently(ctx, func() error { return d.keepReserve(reserveLow) })
-	if err == nil {
-		return nil
-	}
-	if n, err2 := d.freePages(); err2 == nil && n >= reserveMin {
-		return nil // enough left for this one
-	}
-	return d.wrap(err, what)
 }
 
 // VolumeByName returns the volume with a name. Errors: VolumeNotFound.
@@ -105,21 +89,40 @@ func (d *DB) MovingVolumes(ctx context.Context) ([]*Volume, error) {
 	return d.volumes(ctx, "WHERE moving_from <> ''")
 }
 
-// Unsettled counts tombstones and unfinished renames: what a mutating command
-// has to look at. Both are nearly always 0.
-func (d *DB) Unsettled(ctx context.Context) (tombstones, moving int, err error) {
-	err = d.view(ctx, "look for unfinished work", func(q querier) error {
-		rows, err := q.query("SELECT (SELECT count(*) FROM tombstone), (SELECT count(*) FROM volume WHERE moving_from <> '')")
-		return each(rows, err, func(r *sql.Rows) error { return r.Scan(&tombstones, &moving) })
+// Look is what a mutating command has to know before it begins.
+type Look struct {
+	Volume     *Volume     // with the name asked for; nil: none
+	Tombstones []Tombstone // oldest first, nearly always few
+	Moving     int         // unfinished renames, nearly always 0
+}
+
+// Look reads, at once, the volume with a name and what is unfinished.
+func (d *DB) Look(ctx context.Context, name string) (Look, error) {
+	const what = "look at the volumes"
+	var l Look
+	var row, tombs sql.NullString
+	err := d.view(ctx, what, func(q querier) error {
+		rows, err := q.query("SELECT (SELECT "+volumeText+" FROM volume WHERE name = $1), "+
+			"(SELECT string_agg("+tombstoneText+", '"+recordSep+"') FROM tombstone), "+
+			"(SELECT count(*) FROM volume WHERE moving_from <> '')", name)
+		return each(rows, err, func(r *sql.Rows) error { return r.Scan(&row, &tombs, &l.Moving) })
 	})
-	return tombstones, moving, err
+	if err == nil && row.String != "" {
+		l.Volume = new(Volume)
+		err = d.wrap(parseVolume(row.String, l.Volume), what)
+	}
+	if err == nil && tombs.String != "" {
+		l.Tombstones, err = parseTombstones(tombs.String)
+		err = d.wrap(err, what)
+	}
+	return l, err
 }
 
 // volumes reads the rows that tail selects, as one text (see rowtext.go).
 func (d *DB) volumes(ctx context.Context, tail string, args ...any) ([]*Volume, error) {
 	var text sql.NullString
 	err := d.view(ctx, "read the volumes", func(q querier) error {
-		rows, err := q.query("SELECT string_agg(concat_ws('"+unitSep+"', "+volumeColumns+"), '"+recordSep+"') FROM volume "+tail, args...)
+		rows, err := q.query("SELECT string_agg("+volumeText+", '"+recordSep+"') FROM volume "+tail, args...)
 		return each(rows, err, func(r *sql.Rows) error { return r.Scan(&text) })
 	})
 	if err != nil || text.String == "" {
@@ -132,7 +135,13 @@ func (d *DB) volumes(ctx context.Context, tail string, args ...any) ([]*Volume, 
 // DeleteVolume removes the record of the volume with this id, leaves a
 // tombstone and forgets the settled ones. Errors: VolumeNotFound.
 func (d *DB) DeleteVolume(ctx context.Context, v *Volume, settled ...string) error {
-	return d.update(ctx, "remove the record of volume "+v.Name, func(q querier) error {
+	return d.DeleteVolumeWhen(ctx, nil, v, settled...)
+}
+
+// DeleteVolumeWhen is DeleteVolume on a condition. An error of ready is returned
+// as it is, and then the record is still there.
+func (d *DB) DeleteVolumeWhen(ctx context.Context, ready Ready, v *Volume, settled ...string) error {
+	return d.updateWhen(ctx, "remove the record of volume "+v.Name, ready, func(q querier) error {
 		n, err := q.exec("DELETE FROM volume WHERE id = $1", v.ID)
 		if err != nil {
 			return err
@@ -151,21 +160,8 @@ func (d *DB) DeleteVolume(ctx context.Context, v *Volume, settled ...string) err
 
 // Tombstones returns those that are not settled, oldest first.
 func (d *DB) Tombstones(ctx context.Context) ([]Tombstone, error) {
-	var out []Tombstone
-	err := d.view(ctx, "read the tombstones", func(q querier) error {
-		out = nil
-		rows, err := q.query("SELECT id, name, dev, ino, birth_ns, removed_ns FROM tombstone ORDER BY removed_ns")
-		return each(rows, err, func(r *sql.Rows) error {
-			var t Tombstone
-			var dev, ino, removed int64
-			err := r.Scan(&t.ID, &t.Name, &dev, &ino, &t.Identity.BirthNS, &removed)
-			t.Identity.Dev, t.Identity.Ino = uint64(dev), uint64(ino)
-			t.RemovedAt = time.Unix(0, removed).UTC()
-			out = append(out, t)
-			return err
-		})
-	})
-	return out, err
+	l, err := d.Look(ctx, "")
+	return l.Tombstones, err
 }
 
 // DropTombstones forgets the tombstones with these ids.
@@ -218,7 +214,7 @@ func (d *DB) SetVolumeIdentity(ctx context.Context, id, name string, i Identity)
 }
 
 func (d *DB) changeVolume(ctx context.Context, id, name, query string, args ...any) error {
-	return d.insert(ctx, "change the record of volume "+name, func(q querier) error {
+	return d.insert(ctx, "change the record of volume "+name, nil, func(q querier) error {
 		n, err := q.exec(query, args...)
 		if isUnique(err) {
 			return errdefs.New(errdefs.VolumeAlreadyExists, "volume %q already exists", name)

@@ -106,10 +106,7 @@ func (s *Store) stageStranger(name string, opt AdoptOptions) (_ *staging, err er
 	if err := st.seal(); err != nil {
 		return nil, err
 	}
-	if err := errors.Join(dir.Sync(), syncDir(s.home.Volumes())); err != nil {
-		return nil, err
-	}
-	return st, pointStaged.Hit()
+	return st, errors.Join(dir.Sync(), syncDir(s.home.Volumes()))
 }
 
 // look decides of what kind a directory is, and reads a disk's size and type.

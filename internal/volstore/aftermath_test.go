@@ -176,8 +176,8 @@ func (a aftermath) expected(sc scenario, f Finding) bool {
 	switch f.Kind {
 	case FoundStranger:
 		return stranger
-	case FoundForeign, FoundMissing: // its directory was taken away
-		return a.replace
+	case FoundForeign, FoundMissing: // its directory was taken away, or another was put at the name
+		return a.replace || sc.undone && stranger
 	}
 	return false
 }

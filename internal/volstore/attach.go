@@ -168,10 +168,13 @@ func (s *Store) hold(ctx context.Context, v *Volume, mode AttachMode, h Holder) 
 }
 
 // openAttach opens the attach file; a state directory lost in a power cut is
-// made anew first.
+// made anew first, and data that lies where it was made gets its name.
 func (s *Store) openAttach(ctx context.Context, v *Volume) (*os.File, error) {
 	path := filepath.Join(s.home.State(v.ID), attachName)
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err == nil && !exists(v.Path) && s.isUnplaced(v.ID) {
+		err = errors.Join(fs.ErrNotExist, f.Close())
+	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		return f, err
 	}

@@ -21,8 +21,8 @@ import (
 
 var (
 	pointMade      = failpoint.New("volstore.create.made")      // staging directory is locked, empty
-	pointStaged    = failpoint.New("volstore.create.staged")    // staging is complete and durable
 	pointLocked    = failpoint.New("volstore.create.locked")    // name is locked and settled
+	pointStaged    = failpoint.New("volstore.create.staged")    // staging is complete and durable
 	pointRenamed   = failpoint.New("volstore.create.renamed")   // data has its name
 	pointCommitted = failpoint.New("volstore.create.committed") // record is durable
 )
@@ -55,8 +55,10 @@ func (s *Store) create(ctx context.Context, sp Spec) (*Volume, error) {
 		return nil, err
 	}
 	defer lock.unlock()
-	if _, err := db.VolumeByName(ctx, sp.Name); err == nil {
-		return nil, s.refuse(ctx, db, lock, sp.Name) // before anything is built
+	if sp.Kind == KindDisk || exists(s.home.Volume(sp.Name)) {
+		if _, err := db.VolumeByName(ctx, sp.Name); err == nil {
+			return nil, s.refuse(ctx, db, lock, sp.Name) // before anything is built
+		}
 	}
 	st, err := s.stage(ctx, sp)
 	if err != nil {
@@ -87,11 +89,12 @@ type staging struct {
 	path   string
 	file   *os.File
 	record records.Volume
-	adopt  bool // the data is at its place already
-	done   bool // published: nothing to drop
+	adopt  bool         // the data is at its place already
+	sealed func() error // waits for what seal has begun; nil before
+	done   bool         // published: nothing to drop
 }
 
-// stage makes a durable staging directory for a new volume.
+// stage makes the staging directory of a new volume, whose syncs are begun.
 func (s *Store) stage(ctx context.Context, sp Spec) (_ *staging, err error) {
 	st, err := s.newStaging(sp)
 	if err != nil {
@@ -111,10 +114,7 @@ func (s *Store) stage(ctx context.Context, sp Spec) (_ *staging, err error) {
 	if err := st.makeData(ctx); err != nil {
 		return nil, err
 	}
-	if err := st.seal(); err != nil {
-		return nil, err
-	}
-	return st, pointStaged.Hit()
+	return st, st.seal()
 }
 
 // newStaging makes and locks an empty staging directory with a new id.
@@ -135,20 +135,48 @@ func (s *Store) newStaging(sp Spec) (*staging, error) {
 		st.record.Kind, st.record.CapacityBytes = KindDisk, int64(sp.SizeMiB)*mib
 		st.record.DiskFormat, st.record.DiskFstype = "raw", "ext4"
 	}
+	s.setMaking(id.String(), true)
+	if err := st.lock(); err != nil {
+		s.setMaking(id.String(), false)
+		return nil, err
+	}
+	return st, nil
+}
+
+// lock makes and locks the directory.
+func (st *staging) lock() error {
 	// Between making and locking it another process may take it for a leftover.
 	for {
 		err := os.Mkdir(st.path, 0o700)
 		if errors.Is(err, fs.ErrNotExist) {
-			if err = s.home.Ensure(); err == nil {
+			if err = st.s.home.Ensure(); err == nil {
 				err = os.Mkdir(st.path, 0o700)
 			}
 		}
 		if err != nil && !errors.Is(err, fs.ErrExist) {
-			return nil, err
+			return err
 		}
 		if st.file, err = lockDir(st.path); err != nil || st.file != nil {
-			return st, err
+			return err
 		}
+	}
+}
+
+// isMaking reports whether a staging directory belongs to a creation of this
+// store that goes on: there is no need to try its lock.
+func (s *Store) isMaking(id string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.making[id]
+}
+
+func (s *Store) setMaking(id string, making bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if making {
+		s.making[id] = true
+	} else {
+		delete(s.making, id)
 	}
 }
 
@@ -175,25 +203,36 @@ func (st *staging) makeData(ctx context.Context) error {
 	return err
 }
 
-// seal writes the bookkeeping files and makes the staging directory durable.
+// seal writes the note, begins to make the staging directory durable, and makes
+// the files that need not be: a lost one is made again when it is missed.
 func (st *staging) seal() error {
+	note, err := createFile(filepath.Join(st.path, noteName), encodeNote(&st.record))
+	if err != nil {
+		return err
+	}
+	syncNote := func() error { return errors.Join(note.Sync(), note.Close()) }
+	syncStagings := func() error { return syncDir(st.s.home.Staging()) }
+	st.sealed = begin(syncNote, st.file.Sync, syncStagings)
 	for _, name := range []string{attachName, aliveName} {
 		if err := touch(filepath.Join(st.path, name)); err != nil {
 			return err
 		}
 	}
-	syncStagings := func() error { return syncDir(st.s.home.Staging()) }
-	return writeNew(filepath.Join(st.path, noteName), encodeNote(&st.record), true, st.file.Sync, syncStagings)
+	return nil
 }
 
 // drop removes what publish did not take, and unlocks. The note goes first: a
 // half-dropped staging directory must not look like one whose data was renamed.
 func (st *staging) drop() {
+	if st.sealed != nil {
+		_ = st.sealed()
+	}
 	if !st.done {
 		_ = os.Remove(filepath.Join(st.path, noteName))
 		_ = removeTree(st.path)
 	}
 	unlock(st.file)
+	st.s.setMaking(filepath.Base(st.path), false)
 }
 
 // publish gives a staged volume its name. The name is locked. From the rename
@@ -209,17 +248,18 @@ func (s *Store) publish(ctx context.Context, db *records.DB, lock *nameLock, st 
 	if err := s.nameIsFree(found, st); err != nil {
 		return nil, err
 	}
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
+	asked := ctx
 	ctx = context.WithoutCancel(ctx)
-	if err := st.rename(); err != nil {
-		return nil, err
-	}
-	if err := pointRenamed.Hit(); err != nil {
-		return nil, errors.Join(err, st.unrename())
-	}
-	if err := db.InsertVolume(ctx, &st.record, found.tombstones...); err != nil {
+	forgotten, named := begin(found.forgettable(s)), begin()
+	err = db.InsertVolumeWhen(ctx, func() error {
+		if err := errors.Join(forgotten(), st.place(asked)); err != nil {
+			return err
+		}
+		named = begin(func() error { return syncDir(s.home.Volumes()) })
+		return nil
+	}, &st.record, found.tombstones...)
+	if err != nil {
+		_ = forgotten()
 		// A failed commit may have been one: only the database knows.
 		if _, err2 := db.VolumeByID(ctx, st.record.ID); !errdefs.Is(err2, errdefs.VolumeNotFound) {
 			st.done = true
@@ -228,6 +268,8 @@ func (s *Store) publish(ctx context.Context, db *records.DB, lock *nameLock, st 
 		return nil, errors.Join(err, st.unrename())
 	}
 	st.done = true // the record stands, whatever happens from here on
+	// Should this sync fail, a power cut may undo the rename: see placeData.
+	_ = named()
 	if err := pointCommitted.Hit(); err != nil {
 		return nil, err
 	}
@@ -248,7 +290,17 @@ func (s *Store) nameIsFree(found *settled, st *staging) error {
 	return nil
 }
 
-func (st *staging) rename() error {
+// place gives the data its name once the staging directory is durable.
+func (st *staging) place(ctx context.Context) error {
+	if err := st.sealed(); err != nil {
+		return err
+	}
+	if err := pointStaged.Hit(); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	if st.adopt {
 		return nil
 	}
@@ -259,15 +311,13 @@ func (st *staging) rename() error {
 		}
 		return err
 	}
-	if err := syncDir(st.s.home.Volumes()); err != nil {
-		return errors.Join(err, st.unrename())
-	}
-	return nil
+	return pointRenamed.Hit()
 }
 
-// unrename takes the name back after a failed commit. If even that fails, the
-// note is removed first, so that no later command commits a creation that was
-// reported as failed. A stranger that has come to lie there stays.
+// unrename takes the name back, if the data has it, after a failed commit. If
+// even that fails, the note is removed first, so that no later command commits a
+// creation that was reported as failed. A stranger that has come to lie there
+// stays.
 func (st *staging) unrename() error {
 	if st.adopt {
 		return nil

@@ -74,27 +74,22 @@ func readNote(path string) (*records.Volume, error) {
 	}, nil
 }
 
-// writeNew writes a file that must not exist yet; synced says whether its
-// content must survive a power cut. The other syncs are done with its own.
-func writeNew(path string, data []byte, synced bool, others ...func() error) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+// createFile makes a file that must not exist yet, with content.
+func createFile(path string, data []byte) (*os.File, error) {
+	f, err := openFile(path, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if len(data) > 0 {
-		_, err = f.Write(data)
+	if _, err := f.Write(data); err != nil {
+		_ = f.Close()
+		return nil, err
 	}
-	if err == nil && synced {
-		wait := begin(others...)
-		err = f.Sync()
-		err = errors.Join(err, wait())
-	}
-	return errors.Join(err, f.Close())
+	return f, nil
 }
 
 // touch makes an empty file unless there is one.
 func touch(path string) error {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := openFile(path, unix.O_RDWR|unix.O_CREAT)
 	if err != nil {
 		return err
 	}
@@ -102,21 +97,38 @@ func touch(path string) error {
 }
 
 func syncDir(path string) error {
-	f, err := os.Open(path)
+	f, err := openFile(path, unix.O_DIRECTORY)
 	if err != nil {
 		return err
 	}
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// begin starts syncs that need not come in an order, to be waited for. Syncs at
+// openFile is os.OpenFile without its five system calls that find out whether the
+// runtime can poll the file.
+func openFile(path string, flags int) (*os.File, error) {
+	for {
+		fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0o600)
+		if err == nil {
+			return os.NewFile(uintptr(fd), path), nil
+		}
+		if !errors.Is(err, unix.EINTR) {
+			return nil, &os.PathError{Op: "open", Path: path, Err: err}
+		}
+	}
+}
+
+// begin starts syncs that need not come in an order, to be waited for, as often
+// as one likes; nil is none. Syncs at
 // the same time cost hardly more than one: a file system with a journal writes
 // it once for all of them, and the disk flushes its cache once.
 func begin(syncs ...func() error) (wait func() error) {
 	errs := make([]error, len(syncs))
 	var wg sync.WaitGroup
 	for i, f := range syncs {
-		wg.Go(func() { errs[i] = f() })
+		if f != nil {
+			wg.Go(func() { errs[i] = f() })
+		}
 	}
 	return func() error {
 		wg.Wait()
@@ -160,11 +172,7 @@ func moveOwn(from, to string, own records.Identity) (moved bool, err error) {
 
 // openDir opens a directory without following a symlink.
 func openDir(path string, flags int) (*os.File, error) {
-	fd, err := unix.Open(path, unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC|flags, 0)
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: path, Err: err}
-	}
-	return os.NewFile(uintptr(fd), path), nil
+	return openFile(path, unix.O_DIRECTORY|unix.O_NOFOLLOW|flags)
 }
 
 func identityOf(f *os.File) (records.Identity, error) {

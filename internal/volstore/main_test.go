@@ -85,8 +85,8 @@ func runOp(s *Store, op []string) (err error) {
 		_, err = s.Prune(ctx, PruneFilter{Labels: map[string]string{arg(1): arg(2)}})
 	case "repair":
 		_, err = s.Repair(ctx)
-	case "create-record-first":
-		err = createRecordFirst(ctx, s, arg(1))
+	case "remove-rename-first":
+		err = removeRenameFirst(ctx, s, arg(1))
 	case "churn": // churn NAME COUNT: create and remove, whoever wins
 		n, _ := strconv.Atoi(arg(2))
 		err = churn(ctx, s, arg(1), n)

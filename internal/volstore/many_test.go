@@ -116,7 +116,7 @@ func seed(tx *sql.Tx, h home.Dir, name string) error {
 	}
 	state := h.State(r.ID)
 	err = errors.Join(os.Mkdir(state, 0o700), touch(filepath.Join(state, attachName)), touch(filepath.Join(state, aliveName)),
-		writeNew(filepath.Join(state, noteName), encodeNote(r), false))
+		os.WriteFile(filepath.Join(state, noteName), encodeNote(r), 0o600))
 	if err != nil {
 		return err
 	}

@@ -158,7 +158,7 @@ func (s *Store) removeLocked(ctx context.Context, db *records.DB, r *records.Vol
 	}
 	err = pointMarked.Hit()
 	if err == nil {
-		err = db.DeleteVolume(ctx, r, found.tombstones...)
+		err = s.deleteRecord(ctx, db, r, found)
 	}
 	if err != nil {
 		return errors.Join(err, touch(alive))
@@ -175,6 +175,20 @@ func (s *Store) removeLocked(ctx context.Context, db *records.DB, r *records.Vol
 	}
 	s.reapOne(r.ID)
 	return nil
+}
+
+// deleteRecord replaces the record by a tombstone, and forgets those of earlier
+// removals if these can be made durable: for want of space, perhaps not.
+func (s *Store) deleteRecord(ctx context.Context, db *records.DB, r *records.Volume, found *settled) error {
+	if len(found.tombstones) == 0 {
+		return db.DeleteVolume(ctx, r)
+	}
+	ready := begin(found.forgettable(s))
+	err := db.DeleteVolumeWhen(ctx, ready, r, found.tombstones...)
+	if ready() != nil {
+		return db.DeleteVolume(ctx, r)
+	}
+	return err
 }
 
 // lockUnattached takes the attach lock exclusively. An attachment in the making
@@ -234,6 +248,9 @@ func (s *Store) clearName(id, name string, data records.Identity) (moved bool, e
 		return false, err
 	}
 	moved, err = moveOwn(path, filepath.Join(trash, dataName), data)
+	if errors.Is(err, fs.ErrExist) { // data that an adoption has replaced, see unplaced
+		moved, err = moveOwn(path, filepath.Join(trash, dataName+"-adopted"), data)
+	}
 	if err != nil && (noRoom(err) || errors.Is(err, fs.ErrNotExist)) {
 		return true, removeTree(path) // no room for a name in the trash: delete in place
 	}

@@ -81,6 +81,11 @@ func (s *Store) checkVolume(r *records.Volume) (out []Finding) {
 	case err != nil:
 		f.Kind, f.Detail = FoundMissing, err.Error()
 		out = append(out, f)
+	case !ok && s.isUnplaced(r.ID):
+		f.Kind, f.Path = FoundStaging, s.home.State(r.ID)
+		if path := filepath.Join(s.home.Staging(), r.ID); !exists(path) {
+			out = append(out, f)
+		} // else it is found there
 	case !ok:
 		f.Kind, f.Detail = FoundMissing, "put the directory back and adopt it, or remove the volume"
 		out = append(out, f)
@@ -208,8 +213,10 @@ func (s *Store) Repair(ctx context.Context) ([]Finding, error) {
 	if err != nil {
 		return nil, s.wrap("repair", "", err)
 	}
-	if err := db.DropTombstones(ctx, found.tombstones...); err != nil {
-		return nil, err
+	if wait := begin(found.forgettable(s)); wait() == nil {
+		if err := db.DropTombstones(ctx, found.tombstones...); err != nil {
+			return nil, err
+		}
 	}
 	all, err := db.ListVolumes(ctx)
 	if err != nil {

@@ -1,6 +1,8 @@
 package volstore
 
 import (
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -17,6 +19,8 @@ type scenario struct {
 	op    string
 	// stranger tells that volumes/a is a stranger's until it is adopted.
 	stranger bool
+	// undone tells that the data of volume "a" is not at its name.
+	undone bool
 }
 
 // marker is the file by which the data of volume "a" is known again.
@@ -40,6 +44,10 @@ func scenarios() []scenario {
 				t.Fatalf("setup %s: %v\n%s", op, err, out)
 			}
 		}
+	}
+	undone := func(t testing.TB, s *Store, h home.Dir) {
+		made(t, s, h)
+		undoRename(t, s, h, "a")
 	}
 	return []scenario{
 		{name: "create", op: "create a"},
@@ -68,9 +76,26 @@ func scenarios() []scenario {
 		}},
 		{name: "create after a killed create", setup: killed(nil, "create a", "volstore.create.renamed"), op: "create a"},
 		{name: "remove after a killed create", setup: killed(nil, "create a", "volstore.create.renamed"), op: "remove a"},
+		{name: "create after an undone rename", undone: true, setup: undone, op: "create a"},
+		{name: "remove after an undone rename", undone: true, setup: undone, op: "remove a"},
 		{name: "create after a killed remove", setup: killed(made, "remove a", "volstore.remove.recorded"), op: "create a"},
 		{name: "remove after a killed rename", setup: killed(made, "rename a b", "volstore.rename.recorded"), op: "remove b"},
 		{name: "create after a killed rename", setup: killed(made, "rename a b", "volstore.rename.moved"), op: "create a"},
+	}
+}
+
+// undoRename leaves a volume as a power cut does that undoes what its creation
+// did not sync before the commit: the data and its bookkeeping are where they
+// were made.
+func undoRename(t testing.TB, s *Store, h home.Dir, name string) {
+	t.Helper()
+	v, err := s.Get(context.Background(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	staging := filepath.Join(h.Staging(), v.ID)
+	if err := errors.Join(os.Rename(h.State(v.ID), staging), os.Rename(v.Path, filepath.Join(staging, dataName))); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	"github.com/microsandbox-go/microsandbox/internal/failpoint"
 	"github.com/microsandbox-go/microsandbox/internal/records"
@@ -20,7 +22,7 @@ var (
 
 // settled is what settle found and did.
 type settled struct {
-	tombstones []string  // ids of removals that are complete and durable; for the next commit to forget
+	tombstones []string  // ids of removals that are complete, for the next commit to forget; see forgettable
 	recovered  []string  // ids of volumes whose creation was completed
 	findings   []Finding // for repair
 
@@ -36,22 +38,32 @@ func (s *Store) settle(ctx context.Context, db *records.DB, lock *nameLock) (*se
 	if err := s.settleStagings(ctx, db, lock, out); err != nil {
 		return nil, err
 	}
-	tombstones, moving, err := db.Unsettled(ctx)
+	var first string
+	if len(lock.names) > 0 {
+		first = lock.names[0]
+	}
+	look, err := db.Look(ctx, first)
 	if err != nil {
 		return nil, err
 	}
-	if tombstones > 0 {
-		if err := s.settleTombstones(ctx, db, lock, out); err != nil {
+	if len(look.Tombstones) > 0 {
+		if err := s.settleTombstones(look.Tombstones, lock, out); err != nil {
 			return nil, err
 		}
 	}
-	if moving > 0 {
+	if look.Moving > 0 {
 		if err := s.settleMoves(ctx, db, lock, out); err != nil {
 			return nil, err
 		}
 	}
 	for _, name := range lock.names {
-		if err := s.settleState(ctx, db, name, out); err != nil {
+		r := look.Volume
+		if name != first || look.Moving > 0 {
+			if r, err = db.VolumeByName(ctx, name); err != nil && !errdefs.Is(err, errdefs.VolumeNotFound) {
+				return nil, err
+			}
+		}
+		if err := s.settleState(r, out); err != nil {
 			return nil, err
 		}
 	}
@@ -65,6 +77,9 @@ func (s *Store) settleStagings(ctx context.Context, db *records.DB, lock *nameLo
 		return err
 	}
 	for _, id := range ids {
+		if s.isMaking(id) {
+			continue
+		}
 		own, err := s.settleStaging(ctx, db, lock, id, out)
 		if err != nil && own {
 			return err
@@ -83,8 +98,12 @@ func (s *Store) settleStaging(ctx context.Context, db *records.DB, lock *nameLoc
 	}
 	st := &staging{s: s, path: path, file: f}
 	defer st.drop()
-	r, err := readNote(filepath.Join(path, noteName))
-	if err != nil || r.ID != id || exists(filepath.Join(path, dataName)) {
+	r, err := s.stagedRecord(ctx, db, id)
+	if err != nil {
+		st.done = true
+		return false, err
+	}
+	if r == nil {
 		out.add(Finding{Kind: FoundStaging, ID: id, Path: path, Action: "dropped an unfinished creation"})
 		return false, nil
 	}
@@ -98,49 +117,117 @@ func (s *Store) settleStaging(ctx context.Context, db *records.DB, lock *nameLoc
 	return slices.Contains(lock.names, r.Name), s.settleRenamed(ctx, db, st, out)
 }
 
-// settleRenamed deals with a staging directory whose data was renamed, or was
-// never in it (adopt). Its name is locked.
+// stagedRecord returns the record of a staging directory that is committed, or
+// whose data was renamed, or was never in it (adopt); nil if its volume was
+// never visible.
+func (s *Store) stagedRecord(ctx context.Context, db *records.DB, id string) (*records.Volume, error) {
+	r, err := db.VolumeByID(ctx, id)
+	if !errdefs.Is(err, errdefs.VolumeNotFound) {
+		return r, err
+	}
+	path := filepath.Join(s.home.Staging(), id)
+	r, err = readNote(filepath.Join(path, noteName))
+	if err != nil || r.ID != id || exists(filepath.Join(path, dataName)) {
+		return nil, nil
+	}
+	return r, nil
+}
+
+// settleRenamed deals with a staging directory that stagedRecord knows. Its name
+// is locked.
 func (s *Store) settleRenamed(ctx context.Context, db *records.DB, st *staging, out *settled) error {
 	r := &st.record
-	_, err := db.VolumeByID(ctx, r.ID)
-	if errdefs.Is(err, errdefs.VolumeNotFound) {
-		id, ok, err := identityAt(s.home.Volume(r.Name))
-		removed := false
-		if err == nil {
-			removed, err = wasRemoved(ctx, db, r.ID)
-		}
+	now, err := db.VolumeByID(ctx, r.ID)
+	switch {
+	case err == nil && now.Name != r.Name:
+		st.done = true // renamed meanwhile: for the next command
+		return nil
+	case err == nil:
+		moved, err := s.placeData(now)
 		if err != nil {
 			st.done = true
 			return err
 		}
-		ours := ok && id.Same(r.Identity) && !removed
-		if ours {
-			err = db.InsertVolume(ctx, r)
-			ours = !errdefs.Is(err, errdefs.VolumeAlreadyExists)
+		if moved {
+			out.add(Finding{Kind: FoundStaging, ID: r.ID, Name: r.Name, Path: st.path, Action: "moved the directory of a volume to its place"})
+		}
+	case errdefs.Is(err, errdefs.VolumeNotFound):
+		ours, err := s.recoverRecord(ctx, db, st)
+		if err != nil {
+			st.done = true
+			return err
 		}
 		if !ours {
 			out.add(Finding{Kind: FoundStaging, ID: r.ID, Name: r.Name, Path: st.path, Action: "dropped an undone creation"})
 			return nil
 		}
-		if err != nil {
-			st.done = true
-			return err
-		}
-		if err := pointRecovered.Hit(); err != nil {
-			st.done = true
-			return err
-		}
 		out.recovered = append(out.recovered, r.ID)
 		out.add(Finding{Kind: FoundStaging, ID: r.ID, Name: r.Name, Path: st.path, Action: "completed an interrupted creation"})
-	} else if err != nil {
+	default:
 		st.done = true
 		return err
 	}
 	st.done = true
-	if err := renameNew(st.path, s.home.State(r.ID)); errors.Is(err, fs.ErrExist) {
+	if err := renameNew(st.path, s.home.State(r.ID)); errors.Is(err, fs.ErrExist) && !exists(filepath.Join(st.path, dataName)) {
 		st.done = false // published before: this is a remainder
 	}
 	return nil
+}
+
+// recoverRecord commits the record of a volume whose data has its name; ours is
+// false if there is no such data any more, or another volume has the name.
+func (s *Store) recoverRecord(ctx context.Context, db *records.DB, st *staging) (ours bool, err error) {
+	r := &st.record
+	if exists(filepath.Join(st.path, dataName)) {
+		return false, nil // removed meanwhile
+	}
+	id, ok, err := identityAt(s.home.Volume(r.Name))
+	if err != nil {
+		return false, err
+	}
+	removed, err := wasRemoved(ctx, db, r.ID)
+	if err != nil || removed || !ok || !id.Same(r.Identity) {
+		return false, err
+	}
+	err = db.InsertVolume(ctx, r)
+	if errdefs.Is(err, errdefs.VolumeAlreadyExists) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return true, pointRecovered.Hit()
+}
+
+// unplaced lists where the data of a volume may be whose rename a power cut has
+// undone: creating commits the record before that rename is durable, but not
+// before the staging directory is.
+func (s *Store) unplaced(id string) [2]string {
+	return [2]string{filepath.Join(s.home.Staging(), id, dataName), filepath.Join(s.home.State(id), dataName)}
+}
+
+func (s *Store) isUnplaced(id string) bool {
+	at := s.unplaced(id)
+	return slices.ContainsFunc(at[:], exists)
+}
+
+// placeData moves the data of a volume to its name if it lies where unplaced
+// says. A stranger at the name stays. The name is locked.
+func (s *Store) placeData(r *records.Volume) (moved bool, err error) {
+	to := s.home.Volume(r.Name)
+	if exists(to) {
+		return false, nil
+	}
+	for _, from := range s.unplaced(r.ID) {
+		moved, err := moveOwn(from, to, r.Identity)
+		if moved && err == nil {
+			err = syncDir(s.home.Volumes())
+		}
+		if moved || (err != nil && !errors.Is(err, fs.ErrExist)) {
+			return moved, err
+		}
+	}
+	return false, nil
 }
 
 // wasRemoved reports whether a volume without a record had one. Its staging
@@ -151,14 +238,21 @@ func wasRemoved(ctx context.Context, db *records.DB, id string) (bool, error) {
 	return slices.ContainsFunc(tombs, func(t records.Tombstone) bool { return t.ID == id }), err
 }
 
+// forgetAt is how many tombstones of complete removals stay until they are
+// forgotten together: that waits for the disk.
+const forgetAt = 4
+
 // settleTombstones finishes removals: whatever still lies at the name or in
 // .state goes to the trash.
-func (s *Store) settleTombstones(ctx context.Context, db *records.DB, lock *nameLock, out *settled) error {
-	tombs, err := db.Tombstones(ctx)
-	if err != nil || len(tombs) == 0 {
-		return err
-	}
+func (s *Store) settleTombstones(tombs []records.Tombstone, lock *nameLock, out *settled) error {
+	soon := len(tombs) >= forgetAt || len(lock.names) == 0
 	for _, t := range tombs {
+		// Without a time of birth, its identity may be another directory's any time.
+		soon = soon || t.Identity.BirthNS == 0
+		if !exists(s.home.Volume(t.Name)) && !exists(s.home.State(t.ID)) {
+			out.tombstones = append(out.tombstones, t.ID)
+			continue
+		}
 		release, ok := lock.also(t.Name)
 		if !ok {
 			continue
@@ -174,11 +268,22 @@ func (s *Store) settleTombstones(ctx context.Context, db *records.DB, lock *name
 			return err
 		}
 	}
-	wait := begin(func() error { return syncDir(s.home.Trash()) })
-	if err := errors.Join(syncDir(s.home.Volumes()), wait()); err != nil {
-		out.tombstones = nil // they stay until the removal is durable
+	if !soon {
+		out.tombstones = nil
 	}
 	return pointCleared.Hit()
+}
+
+// forgettable returns what makes the removals durable whose tombstones a commit
+// is to forget; nil if there are none.
+func (o *settled) forgettable(s *Store) func() error {
+	if len(o.tombstones) == 0 {
+		return nil
+	}
+	return func() error {
+		wait := begin(func() error { return syncDir(s.home.Trash()) })
+		return errors.Join(syncDir(s.home.Volumes()), wait())
+	}
 }
 
 // settleMoves finishes renames of volumes.
@@ -214,17 +319,17 @@ func (s *Store) settleMoves(ctx context.Context, db *records.DB, lock *nameLock,
 	return nil
 }
 
-// settleState writes a missing state directory of the volume with a locked name
-// anew (a power cut may have taken it), and brings its note up to date.
-func (s *Store) settleState(ctx context.Context, db *records.DB, name string, out *settled) error {
-	r, err := db.VolumeByName(ctx, name)
-	if errdefs.Is(err, errdefs.VolumeNotFound) {
+// settleState writes a missing state directory of a volume whose name is locked
+// anew (a power cut may have taken it), and brings its note up to date. nil is
+// no volume.
+func (s *Store) settleState(r *records.Volume, out *settled) error {
+	if r == nil {
 		return nil
 	}
-	if err != nil {
+	out.records[r.Name] = r
+	if _, err := s.placeData(r); err != nil {
 		return err
 	}
-	out.records[name] = r
 	mended, err := s.ensureState(r)
 	if mended {
 		out.add(Finding{Kind: FoundState, ID: r.ID, Name: r.Name, Path: s.home.State(r.ID), Action: "wrote the state directory anew"})
@@ -269,7 +374,10 @@ func (s *Store) writeNote(r *records.Volume) error {
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	err := writeNew(tmp, encodeNote(r), true)
+	f, err := createFile(tmp, encodeNote(r))
+	if err == nil {
+		err = errors.Join(f.Sync(), f.Close())
+	}
 	if err == nil {
 		err = os.Rename(tmp, path)
 	}
@@ -283,7 +391,7 @@ func (o *settled) add(f Finding) { o.findings = append(o.findings, f) }
 
 // listNames lists a bookkeeping directory; one that is missing is empty.
 func listNames(path string) ([]string, error) {
-	f, err := os.Open(path)
+	f, err := openFile(path, unix.O_DIRECTORY)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

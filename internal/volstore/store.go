@@ -18,6 +18,7 @@ type Store struct {
 	names  map[string]*nameMutex // guarded by mu
 	reader *handle               // guarded by mu; nil until needed
 	writer *handle               // guarded by mu; nil until needed
+	making map[string]bool       // ids of stagings of this store; guarded by mu
 	closed bool                  // guarded by mu
 
 	// reapElsewhere deletes large trees from the trash; nil: a goroutine here.
@@ -42,7 +43,7 @@ type Filter struct {
 
 // New returns the store of a home. It does no I/O.
 func New(h home.Dir) *Store {
-	return &Store{home: h, names: map[string]*nameMutex{}}
+	return &Store{home: h, names: map[string]*nameMutex{}, making: map[string]bool{}}
 }
 
 // SetReaper makes large removed trees be deleted by fn, which should start a

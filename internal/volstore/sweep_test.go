@@ -3,10 +3,10 @@ package volstore
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 	"sync/atomic"
 	"testing"
 
+	"github.com/microsandbox-go/microsandbox/internal/home"
 	"github.com/microsandbox-go/microsandbox/internal/storetest"
 )
 
@@ -91,27 +91,22 @@ func TestKilledBeforeEverySystemCall(t *testing.T) {
 	t.Logf("%d kills and %d disturbances in all", kills.Load(), disturbed.Load())
 }
 
-// createRecordFirst is Create with a planted bug: the record is committed
-// before the data has its name.
-func createRecordFirst(ctx context.Context, s *Store, name string) error {
+// removeRenameFirst is Remove with a planted bug: the data is moved before the
+// record is a tombstone.
+func removeRenameFirst(ctx context.Context, s *Store, name string) error {
 	db, done, err := s.records(ctx, true)
 	if err != nil {
 		return err
 	}
 	defer done()
-	st, err := s.stage(ctx, Spec{Name: name})
+	r, err := db.VolumeByName(ctx, name)
 	if err != nil {
 		return err
 	}
-	defer st.drop()
-	if err := db.InsertVolume(ctx, &st.record); err != nil {
+	if _, err := s.clearName(r.ID, r.Name, r.Identity); err != nil {
 		return err
 	}
-	st.done = true
-	if err := renameNew(filepath.Join(st.path, dataName), s.home.Volume(name)); err != nil {
-		return err
-	}
-	return renameNew(st.path, s.home.State(st.record.ID))
+	return db.DeleteVolume(ctx, r)
 }
 
 // recorder counts what would have failed the test.
@@ -125,7 +120,9 @@ func (r *recorder) Errorf(string, ...any) { r.problems++ }
 // TestSweepFindsAPlantedBug shows that the sweep is able to fail.
 func TestSweepFindsAPlantedBug(t *testing.T) {
 	r := &recorder{TB: t}
-	sc := scenario{op: "create-record-first a"}
+	sc := scenario{op: "remove-rename-first a", setup: func(t testing.TB, s *Store, _ home.Dir) {
+		mustCreate(t, s, Spec{Name: "a"})
+	}}
 	for n := 1; stops[0].before(r, sc, n, firsts[n%len(firsts)]); n++ {
 	}
 	if r.problems == 0 {

@@ -1,0 +1,188 @@
+package records
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+	"modernc.org/libc"
+	sqlite3 "modernc.org/sqlite/lib"
+)
+
+// vfsName names the VFS of this package (sqlite.org/vfs.html). It is SQLite's
+// own for Unix, to which it hands on every call, with two differences:
+//
+//   - It syncs by fdatasync. SQLite does, too, where its C code is told that
+//     there is one; the translation to Go was not. What SQLite writes lies in
+//     place, and nobody needs its time of modification: an fsync would have ext4
+//     commit its journal for that. A changed size is synced by fdatasync as well.
+//     A journal that is there already has its name, durably, since the home was
+//     made: SQLite syncs the directory in every transaction, because it opens the
+//     journal with the flag that would make it.
+//   - Between the sync of the database and the end of the journal, which makes a
+//     transaction committed, it waits for what the transaction's changes wait for
+//     (see change.ready).
+const vfsName = "msb"
+
+// ownerParam tells the VFS in the database's URI whose it is.
+const ownerParam = "owner"
+
+// vfs is what SQLite and the functions below share. SQLite keeps pointers into
+// it: a variable of a package does not move and is never freed.
+var vfs struct {
+	once sync.Once
+	err  error
+
+	unix  uintptr              // the sqlite3_vfs of SQLite
+	own   sqlite3.Tsqlite3_vfs // registered
+	name  [len(vfsName) + 1]byte
+	param [len(ownerParam) + 1]byte
+
+	mu      sync.RWMutex
+	methods map[[2]uintptr]*sqlite3.Tsqlite3_io_methods // ours by SQLite's and xSync; guarded by mu
+	owners  map[uint64]*DB                              // guarded by mu
+	last    uint64                                      // owner; guarded by mu
+}
+
+// registerVFS makes the VFS known to SQLite, once. It takes some 10 µs.
+func registerVFS() error {
+	vfs.once.Do(func() {
+		tls := libc.NewTLS()
+		defer tls.Close()
+		vfs.unix = sqlite3.Xsqlite3_vfs_find(tls, 0)
+		if vfs.unix == 0 {
+			vfs.err = errors.New("SQLite knows no VFS")
+			return
+		}
+		vfs.methods, vfs.owners = map[[2]uintptr]*sqlite3.Tsqlite3_io_methods{}, map[uint64]*DB{}
+		copy(vfs.name[:], vfsName)
+		copy(vfs.param[:], ownerParam)
+		vfs.own = *at[sqlite3.Tsqlite3_vfs](vfs.unix)
+		vfs.own.FszOsFile += int32(unsafe.Sizeof(uint64(0))) // the owner, behind SQLite's part
+		vfs.own.FpNext = 0
+		vfs.own.FzName = address(&vfs.name)
+		vfs.own.FxOpen = pointer[openFunc](vfsOpen)
+		if rc := sqlite3.Xsqlite3_vfs_register(tls, address(&vfs.own), 0); rc != sqlite3.SQLITE_OK {
+			vfs.err = fmt.Errorf("register the VFS %s: result %d", vfsName, rc)
+		}
+	})
+	return vfs.err
+}
+
+// own gives a handle a number that its connections name in their URI.
+func own(d *DB) string {
+	vfs.mu.Lock()
+	defer vfs.mu.Unlock()
+	vfs.last++
+	vfs.owners[vfs.last] = d
+	d.owner = vfs.last
+	return strconv.FormatUint(d.owner, 10)
+}
+
+// disown ends what own began; a second call does nothing.
+func disown(d *DB) {
+	if d.owner == 0 {
+		return
+	}
+	vfs.mu.Lock()
+	defer vfs.mu.Unlock()
+	delete(vfs.owners, d.owner)
+	d.owner = 0
+}
+
+// Functions of SQLite's interface, as sqlite3_vfs.xOpen and
+// sqlite3_io_methods.xSync.
+type (
+	openFunc = func(tls *libc.TLS, vfs, name, file uintptr, flags int32, outFlags uintptr) int32
+	syncFunc = func(tls *libc.TLS, file uintptr, flags int32) int32
+)
+
+// vfsOpen is xOpen: SQLite's own, then the file gets our xSync.
+func vfsOpen(tls *libc.TLS, _, name, file uintptr, flags int32, outFlags uintptr) int32 {
+	open := *(*openFunc)(unsafe.Pointer(&at[sqlite3.Tsqlite3_vfs](vfs.unix).FxOpen))
+	switch {
+	case flags&sqlite3.SQLITE_OPEN_MAIN_DB != 0:
+		rc := open(tls, vfs.unix, name, file, flags, outFlags)
+		if rc == sqlite3.SQLITE_OK {
+			*ownerOf(file) = 0
+			if p := sqlite3.Xsqlite3_uri_parameter(tls, name, address(&vfs.param)); p != 0 {
+				*ownerOf(file), _ = strconv.ParseUint(libc.GoString(p), 10, 64)
+			}
+			replaceSync(file, syncDatabase)
+		}
+		return rc
+	case flags&sqlite3.SQLITE_OPEN_MAIN_JOURNAL != 0:
+		rc := open(tls, vfs.unix, name, file, flags&^sqlite3.SQLITE_OPEN_CREATE, outFlags)
+		if rc == sqlite3.SQLITE_OK {
+			replaceSync(file, syncJournal)
+			return rc
+		}
+	}
+	return open(tls, vfs.unix, name, file, flags, outFlags) // a new journal's directory must be synced
+}
+
+// replaceSync gives an open file a copy of its methods with another xSync.
+func replaceSync(file uintptr, by syncFunc) {
+	f, key := at[sqlite3.Tsqlite3_file](file), pointer(by)
+	vfs.mu.Lock()
+	defer vfs.mu.Unlock()
+	of := [2]uintptr{f.FpMethods, key}
+	m := vfs.methods[of]
+	if m == nil {
+		copied := *at[sqlite3.Tsqlite3_io_methods](f.FpMethods)
+		copied.FxSync = key
+		m = &copied
+		vfs.methods[of] = m
+	}
+	f.FpMethods = address(m)
+}
+
+// syncJournal is xSync of a journal that was there before.
+func syncJournal(_ *libc.TLS, file uintptr, _ int32) int32 {
+	f := at[sqlite3.TunixFile](file)
+	for {
+		switch err := unix.Fdatasync(int(f.Fh)); err {
+		case nil:
+			return sqlite3.SQLITE_OK
+		case unix.EINTR:
+		default:
+			if errno, ok := err.(unix.Errno); ok {
+				f.FlastErrno = int32(errno)
+			}
+			return codeSync
+		}
+	}
+}
+
+// syncDatabase is xSync of the database. Its failing undoes the transaction.
+func syncDatabase(tls *libc.TLS, file uintptr, flags int32) int32 {
+	if rc := syncJournal(tls, file, flags); rc != sqlite3.SQLITE_OK {
+		return rc
+	}
+	vfs.mu.RLock()
+	d := vfs.owners[*ownerOf(file)]
+	vfs.mu.RUnlock()
+	if d != nil && d.awaitReady() != nil {
+		return codeSync
+	}
+	return sqlite3.SQLITE_OK
+}
+
+// ownerOf returns the field behind SQLite's part of a file.
+func ownerOf(file uintptr) *uint64 {
+	return at[uint64](file + uintptr(at[sqlite3.Tsqlite3_vfs](vfs.unix).FszOsFile))
+}
+
+// What follows is the border to SQLite, whose pointers are numbers.
+
+// at returns what lies at an address of SQLite's.
+func at[T any](address uintptr) *T { return *(**T)(unsafe.Pointer(&address)) }
+
+// address returns the address of something that Go keeps as long as SQLite knows it.
+func address[T any](p *T) uintptr { return uintptr(unsafe.Pointer(p)) }
+
+// pointer returns a function of this package as SQLite calls it.
+func pointer[F openFunc | syncFunc](f F) uintptr { return *(*uintptr)(unsafe.Pointer(&f)) }
