@@ -16,6 +16,7 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -66,22 +67,32 @@ func (i interrupt) Error() string {
 // Is makes it a cancellation as any other.
 func (i interrupt) Is(target error) bool { return target == context.Canceled }
 
+// graceless is how long after its start a command still ends by a signal's
+// default action. Whoever is killed so early leaves nothing that the next command
+// does not heal, and watching signals costs a short command two threads.
+const graceless = 20 * time.Millisecond
+
 // untilSignal returns a context that ends with the first SIGINT, SIGTERM or
 // SIGHUP (the terminal has gone); a second one ends the process at once.
 func untilSignal(parent context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(parent)
+	late := time.AfterFunc(graceless, func() { watchSignals(ctx, cancel) })
+	return ctx, func() {
+		late.Stop()
+		cancel(nil)
+	}
+}
+
+func watchSignals(ctx context.Context, cancel context.CancelCauseFunc) {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	go func() {
-		select {
-		case s := <-signals:
-			sig, _ := s.(syscall.Signal)
-			cancel(interrupt{sig})
-		case <-ctx.Done():
-		}
-		signal.Stop(signals)
-	}()
-	return ctx, func() { cancel(nil) }
+	defer signal.Stop(signals)
+	select {
+	case s := <-signals:
+		sig, _ := s.(syscall.Signal)
+		cancel(interrupt{sig})
+	case <-ctx.Done():
+	}
 }
 
 // Exit codes that are not a guest program's.
