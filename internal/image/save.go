@@ -116,15 +116,16 @@ func (s *Store) writeLayout(ctx context.Context, w io.Writer, imgs []*Image) err
 	if err != nil {
 		return err
 	}
-	for name, body := range map[string][]byte{"index.json": raw, "oci-layout": []byte(`{"imageLayoutVersion":"1.0.0"}`)} {
-		if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Size: int64(len(body)), Mode: 0o644}); err != nil {
-			return err
-		}
-		if _, err := tw.Write(body); err != nil {
-			return err
-		}
+	err = errors.Join(writeSmall(tw, "oci-layout", []byte(`{"imageLayoutVersion":"1.0.0"}`)), writeSmall(tw, "index.json", raw))
+	return errors.Join(err, tw.Close(), bw.Flush())
+}
+
+func writeSmall(tw *tar.Writer, name string, body []byte) error {
+	if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Size: int64(len(body)), Mode: 0o644}); err != nil {
+		return err
 	}
-	return errors.Join(tw.Close(), bw.Flush())
+	_, err := tw.Write(body)
+	return err
 }
 
 // writeImage writes the blobs of an image that are not in the archive yet, and
