@@ -21,7 +21,7 @@ help: ## List the targets
 
 include make/*.mk
 
-build: agent ## Build bin/msb, one static binary with the guest agent inside
+build: agent msb-fetch ## Build bin/msb, one static binary with the guest agent and msb-fetch inside
 	$(GO) build -trimpath -ldflags '-s -w' -o bin/msb ./cmd/msb
 
 check: ## gofmt, go vet, staticcheck, layering, doc links

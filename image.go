@@ -4,8 +4,7 @@ import (
 	"context"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/authn"
-
+	"github.com/microsandbox-go/microsandbox/internal/fetch"
 	"github.com/microsandbox-go/microsandbox/internal/image"
 	"github.com/microsandbox-go/microsandbox/internal/records"
 	"github.com/microsandbox-go/microsandbox/internal/sandbox"
@@ -109,7 +108,7 @@ func (imageFactory) Pull(ctx context.Context, reference string, o ImagePullOptio
 	}
 	in := image.PullOptions{Insecure: o.Insecure, CACerts: o.CACerts, Force: o.Force, Progress: imageProgress(o.Progress)}
 	if o.Auth != nil {
-		in.Auth = &authn.Basic{Username: o.Auth.Username, Password: o.Auth.Password}
+		in.Auth = &fetch.Auth{Username: o.Auth.Username, Password: o.Auth.Password}
 	}
 	img, err := st.Pull(ctx, reference, in)
 	if err != nil {
@@ -301,7 +300,7 @@ func imageStore() (*image.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return image.New(b.home), nil
+	return sandbox.Images(b.home), nil
 }
 
 // imageStoreWithUsers returns a store that knows which images sandboxes use. A
@@ -311,7 +310,7 @@ func imageStoreWithUsers(ctx context.Context) (*image.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	st := image.New(b.home)
+	st := sandbox.Images(b.home)
 	infos, _, err := sandbox.New(b.home).List(ctx, records.SandboxFilter{})
 	if err != nil {
 		return nil, err

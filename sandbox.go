@@ -6,9 +6,8 @@ import (
 	"maps"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/authn"
-
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/fetch"
 	"github.com/microsandbox-go/microsandbox/internal/home"
 	"github.com/microsandbox-go/microsandbox/internal/records"
 	"github.com/microsandbox-go/microsandbox/internal/sandbox"
@@ -100,7 +99,7 @@ func (c *SandboxConfig) spec() (*sandbox.Spec, error) {
 		Progress: progress(c.Progress),
 	}
 	if c.RegistryAuth != nil {
-		s.Auth = authn.FromConfig(authn.AuthConfig{Username: c.RegistryAuth.Username, Password: c.RegistryAuth.Password})
+		s.Auth = &fetch.Auth{Username: c.RegistryAuth.Username, Password: c.RegistryAuth.Password}
 	}
 	return s, s.Validate()
 }

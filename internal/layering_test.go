@@ -22,6 +22,8 @@ var forbidden = []struct{ from, to, why string }{
 	{"", "internal/server", "programs that import the library do not link the server's libraries"},
 	{"", "internal/guest", "the guest agent is a program of its own"},
 	{"cmd/msb", "internal/guest", "the guest agent is a program of its own; msb embeds its binary"},
+	{"", "internal/fetch/fetcher", "programs that import the library link no TLS and no zstd: msb-fetch does"},
+	{"cmd/msb", "internal/fetch/fetcher", "a third of every start: msb-fetch is a program of its own"},
 	{"internal/vhostuser", "internal/fusewire", "the transport knows no FUSE"},
 	{"internal/vhostuser/frontend", "internal/fusewire", "the transport knows no FUSE"},
 	{"internal/vhostuser/...", "internal/fuseserver", "the transport knows no FUSE"},
@@ -93,6 +95,22 @@ func TestLayering(t *testing.T) {
 				if to, ours := within(dep); ours && !slices.Contains(o.allowed, to) {
 					t.Errorf("%s uses %s: %s", name, to, o.why)
 				}
+			}
+		}
+	}
+}
+
+// TestStartIsLight: packages whose initialization and size a short command would
+// pay for are msb-fetch's.
+func TestStartIsLight(t *testing.T) {
+	heavy := []string{"net/http", "crypto/tls", "github.com/klauspost/compress/zstd", "github.com/google/go-containerregistry/pkg/name"}
+	for _, p := range listPackages(t) {
+		if p.ImportPath != module+"/cmd/msb" {
+			continue
+		}
+		for _, dep := range heavy {
+			if slices.Contains(p.Deps, dep) {
+				t.Errorf("msb uses %s", dep)
 			}
 		}
 	}

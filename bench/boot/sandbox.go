@@ -13,7 +13,6 @@ import (
 
 	"github.com/microsandbox-go/microsandbox/internal/agentclient"
 	"github.com/microsandbox-go/microsandbox/internal/agentproto"
-	"github.com/microsandbox-go/microsandbox/internal/image"
 	"github.com/microsandbox-go/microsandbox/internal/mount"
 	"github.com/microsandbox-go/microsandbox/internal/records"
 	"github.com/microsandbox-go/microsandbox/internal/sandbox"
@@ -31,7 +30,7 @@ const (
 
 // loadImage puts the image and two volumes into the home.
 func (b *bench) loadImage(ctx context.Context) error {
-	if _, err := image.New(b.h).Load(ctx, b.o.image, []string{imageName}, nil); err != nil {
+	if _, err := sandbox.Images(b.h).Load(ctx, b.o.image, []string{imageName}, nil); err != nil {
 		return fmt.Errorf("%w: make demo-image", err)
 	}
 	vols := volstore.New(b.h)

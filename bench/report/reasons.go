@@ -61,10 +61,9 @@ const wakeUps = "on an idle machine processors halt while they wait for the othe
 
 // Reasons of several rows of volumes.
 const (
-	goStart = "the start of the process is nearly all of it (perf, --version): a third is initialization of the 300 packages that are linked in " +
-		"(zstd's checksum table, SQLite's C library, regular expressions of the registry client), a fifth the setup of Go's scheduler and memory, " +
-		"a tenth its threads. A Go program that prints one line takes a third of the peer's time; what remains could be won by a second program " +
-		"for images and sandboxes, against the promise of one static binary."
+	goStart = "the start of the process is nearly all of it (perf, --version). A Go program that prints one line takes two thirds of it; the rest is " +
+		"page faults and initialization of what is linked in, of which SQLite and the C library under it are half. Registry client, TLS and zstd, " +
+		"which were a third of the start, are a program of their own inside of msb."
 	alsoStart = "The start of the process is the other half: see msb --version."
 	listing   = "a third of the time is SQLite's (perf), which joins the columns of all rows to one text: reading row by row takes longer. Making the output, " +
 		"parsing, memory and the start of the process share the rest."

@@ -16,6 +16,7 @@ import (
 
 	"github.com/microsandbox-go/microsandbox"
 	"github.com/microsandbox-go/microsandbox/cmd/msb/agentbin"
+	"github.com/microsandbox-go/microsandbox/cmd/msb/fetchbin"
 	"github.com/microsandbox-go/microsandbox/internal/confine"
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	"github.com/microsandbox-go/microsandbox/internal/home"
@@ -102,7 +103,8 @@ func diagnose(ctx context.Context, h home.Dir) []diagnosis {
 		qemuDiagnosis(),
 		accelDiagnosis(ctx, h),
 		kernelDiagnosis(h),
-		agentDiagnosis(),
+		builtIn("guest agent", agentbin.Bytes(), "sandboxes cannot boot"),
+		builtIn("msb-fetch", fetchbin.Bytes(), "images cannot be pulled or loaded"),
 		descriptorDiagnosis(),
 	}
 	for _, f := range confine.Report() {
@@ -236,10 +238,11 @@ func kernelDiagnosis(h home.Dir) diagnosis {
 	return d
 }
 
-func agentDiagnosis() diagnosis {
-	d := diagnosis{Name: "guest agent", Status: statusOK, Required: true, Detail: "built in"}
-	if agentbin.Bytes() == nil {
-		d.Status, d.Detail, d.Remedy = statusMissing, "this msb was built without it: sandboxes cannot boot", "build with make build"
+// builtIn looks at a program that the build puts into msb.
+func builtIn(name string, program []byte, without string) diagnosis {
+	d := diagnosis{Name: name, Status: statusOK, Required: true, Detail: "built in"}
+	if program == nil {
+		d.Status, d.Detail, d.Remedy = statusMissing, "this msb was built without it: "+without, "build with make build"
 	}
 	return d
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/microsandbox-go/microsandbox/internal/home"
 	"github.com/microsandbox-go/microsandbox/internal/kernel"
+	"github.com/microsandbox-go/microsandbox/internal/sandbox"
 )
 
 func newKernelCmd() *cobra.Command {
@@ -34,7 +35,7 @@ and never installed), a vmlinux or a bzImage. A kernel with modules needs
 			if err := h.Ensure(); err != nil {
 				return err
 			}
-			hash, err := kernel.Add(cmd.Context(), h, files[0], modules)
+			hash, err := kernel.Add(cmd.Context(), h, sandbox.Tools(h), files[0], modules)
 			if err == nil && !quiet {
 				fmt.Fprintln(cmd.OutOrStdout(), hash)
 			}

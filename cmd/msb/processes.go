@@ -3,6 +3,7 @@ package main
 import (
 	"github.com/microsandbox-go/microsandbox/cmd/msb/agentbin"
 	"github.com/microsandbox-go/microsandbox/internal/confine"
+	"github.com/microsandbox-go/microsandbox/internal/fetch"
 	"github.com/microsandbox-go/microsandbox/internal/fileserver"
 	"github.com/microsandbox-go/microsandbox/internal/supervisor"
 	"github.com/microsandbox-go/microsandbox/internal/vmm/qemu"
@@ -13,6 +14,7 @@ import (
 // exit code of the process.
 var processes = map[string]func(args []string) int{
 	"confine-exec": confine.Main,
+	fetch.Process:  fetchMain,
 	"fileserver":   fileserver.Main,
 	reapProcess:    reapMain,
 	"supervise":    func([]string) int { return supervisor.Main(agentbin.Bytes()) },

@@ -9,12 +9,18 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/microsandbox-go/microsandbox/internal/fetch"
+	"github.com/microsandbox-go/microsandbox/internal/fetch/fetcher"
 	"github.com/microsandbox-go/microsandbox/internal/volstore"
 )
 
 // TestMain is msb, too: by the name msb in scripts, and by the name of one of its
-// processes when msb starts itself, which then finds this binary.
+// processes when msb starts itself, which then finds this binary. It contains
+// msb-fetch as a package, not as a program.
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == fetch.Process {
+		os.Exit(fetcher.Main(os.Args[2:]))
+	}
 	if len(os.Args) > 1 {
 		if _, ok := processes[os.Args[1]]; ok {
 			os.Exit(run(os.Args))

@@ -103,21 +103,20 @@ func (s *Store) openArchive(ctx context.Context, p string) (source, error) {
 // inflate returns f itself, or, if it is compressed, an unnamed file with its
 // content.
 func (s *Store) inflate(ctx context.Context, f *os.File) (*os.File, error) {
-	var magic [4]byte
-	n, err := f.ReadAt(magic[:], 0)
-	if err != nil && !errors.Is(err, io.EOF) {
+	c, err := codecOf(f)
+	if err != nil {
 		return nil, errdefs.Wrap(errdefs.IO, err, "load %s", f.Name())
 	}
-	if !isCompressed(magic[:n]) {
+	if c == "" {
 		return f, nil
 	}
 	fi, err := f.Stat()
 	if err != nil {
 		return nil, errdefs.Wrap(errdefs.IO, err, "load %s", f.Name())
 	}
-	r, err := decompress(f)
+	r, err := s.tools.Decompress(ctx, c, f)
 	if err != nil {
-		return nil, badImage("load %s: %v", f.Name(), err)
+		return nil, notUnpacked(err, "load "+f.Name())
 	}
 	defer r.Close()
 	tmp, err := os.CreateTemp(s.dir, "load-*")
@@ -129,11 +128,10 @@ func (s *Store) inflate(ctx context.Context, f *os.File) (*os.File, error) {
 	b := &budget{limits: s.limits, compressed: fi.Size()}
 	if _, err := io.CopyBuffer(onlyWriter{w}, budgetReader{r, b}, make([]byte, 256<<10)); err != nil {
 		tmp.Close()
-		var own *errdefs.Error
-		if errors.As(err, &own) {
-			return nil, err
+		if ctx.Err() != nil {
+			return nil, errdefs.Wrap(errdefs.Cancelled, ctx.Err(), "load %s", f.Name())
 		}
-		return nil, badImage("load %s: %v", f.Name(), err)
+		return nil, notUnpacked(err, "load "+f.Name())
 	}
 	if err := tmp.Truncate(w.pos); err != nil {
 		tmp.Close()

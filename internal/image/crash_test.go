@@ -11,6 +11,8 @@ import (
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	"github.com/microsandbox-go/microsandbox/internal/failpoint"
+	"github.com/microsandbox-go/microsandbox/internal/fetch"
+	"github.com/microsandbox-go/microsandbox/internal/fetch/fetcher"
 	"github.com/microsandbox-go/microsandbox/internal/home"
 )
 
@@ -20,7 +22,11 @@ const (
 	crashLayout = "MSB_TEST_IMAGE_LAYOUT"
 )
 
+// TestMain is msb-fetch, too, which the stores of the tests start.
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == fetch.Process {
+		os.Exit(fetcher.Main(os.Args[2:]))
+	}
 	if h := os.Getenv(crashHome); h != "" {
 		os.Exit(crashChild(h, os.Getenv(crashLayout)))
 	}
@@ -31,7 +37,7 @@ func crashChild(h, layout string) int {
 	if failpoint.ArmFromEnv() != nil {
 		return 3
 	}
-	if _, err := New(home.Dir(h)).Load(context.Background(), layout, nil, nil); err != nil {
+	if _, err := New(home.Dir(h), testTools).Load(context.Background(), layout, nil, nil); err != nil {
 		return 4
 	}
 	return 0
@@ -60,7 +66,7 @@ func TestCrash(t *testing.T) {
 			if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
 				t.Fatalf("the child was not killed at %s: %v", point, err)
 			}
-			s, ctx := New(h), context.Background()
+			s, ctx := New(h, testTools), context.Background()
 			if img, err := s.Get(ctx, "c:v1"); err == nil {
 				fsck(t, img.RootFS)
 			} else if !errdefs.Is(err, errdefs.ImageNotFound) {

@@ -19,7 +19,7 @@ func TestDemoImage(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(demoLayout, "index.json")); err != nil {
 		prereq.Missing(t, "build/demo-image")
 	}
-	s := New(home.Dir(t.TempDir()))
+	s := New(home.Dir(t.TempDir()), testTools)
 	imgs, err := s.Load(context.Background(), demoLayout, nil, nil)
 	if err != nil {
 		t.Fatal(err)

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/microsandbox-go/microsandbox/internal/fetch/fetcher"
 )
 
 // fuzzLimits keep one input quick.
@@ -87,11 +89,17 @@ func FuzzLayer(f *testing.F) {
 
 // diffOf is the digest of the uncompressed bytes, as far as they can be read.
 func diffOf(raw []byte) string {
-	r, err := decompress(bytes.NewReader(raw))
-	if err != nil {
-		return string(digestOf(nil))
+	var r io.Reader = bytes.NewReader(raw)
+	for c, magic := range magics {
+		if bytes.HasPrefix(raw, magic) {
+			z, err := fetcher.InProcess{}.Decompress(context.Background(), c, r)
+			if err != nil {
+				return string(digestOf(nil))
+			}
+			defer z.Close()
+			r = z
+		}
 	}
-	defer r.Close()
 	b, _ := io.ReadAll(io.LimitReader(r, 2<<20))
 	return string(digestOf(b))
 }

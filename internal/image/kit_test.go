@@ -18,13 +18,17 @@ import (
 	"time"
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/fetch"
 	"github.com/microsandbox-go/microsandbox/internal/home"
 )
 
 func newStore(t testing.TB) *Store {
 	t.Helper()
-	return New(home.Dir(t.TempDir()))
+	return New(home.Dir(t.TempDir()), testTools)
 }
+
+// testTools start this program as msb-fetch.
+var testTools = fetch.Program{Find: os.Executable}
 
 var testTime = time.Unix(1_700_000_000, 123_000_000)
 

@@ -13,43 +13,40 @@ import (
 	"os"
 	"strings"
 
-	"github.com/klauspost/compress/gzip"
-	"github.com/klauspost/compress/zstd"
-
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/fetch"
 )
 
-// maxWindow bounds the memory of a zstd frame; the format's own tools refuse
-// more without a flag.
-const maxWindow = 128 << 20
-
-var (
-	gzipMagic = []byte{0x1f, 0x8b}
-	zstdMagic = []byte{0x28, 0xb5, 0x2f, 0xfd}
-)
-
-func isCompressed(head []byte) bool {
-	return bytes.HasPrefix(head, gzipMagic) || bytes.HasPrefix(head, zstdMagic)
+var magics = map[fetch.Codec][]byte{
+	fetch.Gzip: {0x1f, 0x8b},
+	fetch.Zstd: {0x28, 0xb5, 0x2f, 0xfd},
 }
 
-// decompress tells gzip, zstd and plain data apart by their first bytes.
-func decompress(r io.Reader) (io.ReadCloser, error) {
-	br := bufio.NewReaderSize(r, 64<<10)
-	magic, err := br.Peek(4)
+// codecOf tells the compression of a file by its first bytes; "" is none.
+func codecOf(f *os.File) (fetch.Codec, error) {
+	var head [4]byte
+	n, err := f.ReadAt(head[:], 0)
 	if err != nil && !errors.Is(err, io.EOF) {
+		return "", err
+	}
+	for c, magic := range magics {
+		if bytes.HasPrefix(head[:n], magic) {
+			return c, nil
+		}
+	}
+	return "", nil
+}
+
+// decompress returns the uncompressed bytes of f, which stays open.
+func (s *Store) decompress(ctx context.Context, f *os.File) (io.ReadCloser, error) {
+	c, err := codecOf(f)
+	if err != nil {
 		return nil, err
 	}
-	switch {
-	case bytes.HasPrefix(magic, gzipMagic):
-		return gzip.NewReader(br)
-	case bytes.HasPrefix(magic, zstdMagic):
-		z, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow))
-		if err != nil {
-			return nil, err
-		}
-		return z.IOReadCloser(), nil
+	if c == "" {
+		return io.NopCloser(f), nil
 	}
-	return io.NopCloser(br), nil
+	return s.tools.Decompress(ctx, c, f)
 }
 
 // layerReader reads the entries of one layer, within the image's budget.
@@ -60,7 +57,6 @@ type layerReader struct {
 	data   io.ReadCloser // uncompressed
 	budget *budget       // nil: this layer was counted before
 	sum    hash.Hash     // of the uncompressed bytes; nil without budget
-	read   int64         // compressed bytes read from file
 	failed error         // the first error of Read, which tar wraps
 }
 
@@ -74,10 +70,10 @@ func (s *Store) openLayer(ctx context.Context, y Layer, b *budget) (*layerReader
 	if b != nil {
 		l.sum = sha256.New()
 	}
-	l.data, err = decompress(countReader{f, &l.read})
+	l.data, err = s.decompress(ctx, f)
 	if err != nil {
 		f.Close()
-		return nil, badImage("layer %s: %v", y.BlobDigest, err)
+		return nil, notUnpacked(err, "layer "+y.BlobDigest)
 	}
 	l.Reader = tar.NewReader(bufio.NewReaderSize(uncompressed{l}, 64<<10))
 	return l, nil
@@ -98,6 +94,10 @@ func (u uncompressed) Read(p []byte) (int, error) {
 		return 0, l.failed
 	}
 	n, err := l.data.Read(p)
+	if cerr := l.ctx.Err(); cerr != nil && err != nil {
+		l.failed = errdefs.Wrap(errdefs.Cancelled, cerr, "read layer")
+		return n, l.failed
+	}
 	if l.budget != nil && n > 0 {
 		l.sum.Write(p[:n])
 		if berr := l.budget.addBytes(int64(n)); berr != nil {
@@ -172,13 +172,17 @@ func (l *layerReader) broken(y Layer, err error) error {
 	return badImage("layer %s: %v", y.BlobDigest, err)
 }
 
-type countReader struct {
-	r io.Reader
-	n *int64
+// read is how many compressed bytes were read.
+func (l *layerReader) read() int64 {
+	off, _ := l.file.Seek(0, io.SeekCurrent)
+	return off
 }
 
-func (c countReader) Read(p []byte) (int, error) {
-	n, err := c.r.Read(p)
-	*c.n += int64(n)
-	return n, err
+// notUnpacked blames the image, unless the error has a kind of its own.
+func notUnpacked(err error, what string) error {
+	var own *errdefs.Error
+	if errors.As(err, &own) {
+		return err
+	}
+	return badImage("%s: %v", what, err)
 }

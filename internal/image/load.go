@@ -85,11 +85,11 @@ func failedAs(op string, kind errdefs.Kind, err error, path string) error {
 func canonicalNames(tags []string) ([]string, error) {
 	var out []string
 	for _, t := range tags {
-		r, err := parseReference(t, false)
+		r, err := parseReference(t)
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, r.Name())
+		out = append(out, r.name())
 	}
 	return out, nil
 }

@@ -7,14 +7,13 @@ import (
 	"errors"
 	"io"
 	"io/fs"
-	"net/http"
 	"os"
 
-	"github.com/google/go-containerregistry/pkg/authn"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/fetch"
 )
 
 // PullOptions say how to reach a registry. The zero value is useful: the
@@ -25,13 +24,11 @@ type PullOptions struct {
 	// Insecure allows plain http and unverified certificates for this registry.
 	Insecure bool
 	// Auth replaces the lookup in the user's docker configuration.
-	Auth authn.Authenticator
+	Auth *fetch.Auth
 	// CACerts are PEM certificates trusted besides the system's.
 	CACerts []byte
 	// Force checks every blob that is present and builds the root image again.
 	Force bool
-	// Transport replaces http.DefaultTransport.
-	Transport http.RoundTripper
 }
 
 // Policies of Resolve.
@@ -87,7 +84,7 @@ func (s *Store) prepare(ctx context.Context, img *Image, progress func(Progress)
 // Errors: InvalidArgument (reference, or an image that breaks a limit),
 // ImageNotFound, ImagePullFailed, IO, Cancelled.
 func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (*Image, error) {
-	parsed, err := parseReference(ref, o.Insecure)
+	parsed, err := parseReference(ref)
 	if err != nil {
 		return nil, err
 	}
@@ -98,11 +95,13 @@ func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (*Image, er
 	defer release()
 	rep := newReporter(o.Progress)
 	rep.send(Progress{Phase: PhaseResolve})
-	c, err := dial(ctx, parsed, o, s.limits)
+	reg, err := s.tools.Dial(ctx, fetch.Access{Reference: parsed.name(), Insecure: o.Insecure, Auth: o.Auth, CACerts: o.CACerts})
 	if err != nil {
-		return nil, err
+		return nil, pullFailed(err, parsed, "registry "+parsed.registry)
 	}
-	raw, doc, err := c.resolve(ctx, parsed.Identifier())
+	defer reg.Close()
+	c := &registryClient{reg, s.limits}
+	raw, doc, err := c.resolve(ctx, parsed.id)
 	if err != nil {
 		return nil, pullFailed(err, parsed, "manifest")
 	}
@@ -118,7 +117,7 @@ func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (*Image, er
 	if err != nil {
 		return nil, err
 	}
-	return s.commit(ctx, manifest, []string{parsed.Name()}, o.Progress)
+	return s.commit(ctx, manifest, []string{parsed.name()}, o.Progress)
 }
 
 // resolve follows an index to the manifest for this host.

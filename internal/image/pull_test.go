@@ -15,10 +15,10 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/registry"
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/fetch"
 )
 
 // testRegistry is a registry on the loopback interface whose answers a test may
@@ -300,7 +300,7 @@ func TestPullShares(t *testing.T) {
 	for range 6 {
 		wg.Go(func() {
 			// As other processes do it: a store of their own.
-			other := &Store{dir: s.dir, limits: s.limits, free: s.free}
+			other := &Store{dir: s.dir, tools: s.tools, limits: s.limits, free: s.free}
 			if _, err := other.Pull(context.Background(), ref, PullOptions{}); err != nil {
 				t.Error(err)
 			}
@@ -332,7 +332,7 @@ func TestPullAuth(t *testing.T) {
 	t.Setenv("DOCKER_CONFIG", t.TempDir()) // nobody's own credentials
 	_, err := s.Pull(context.Background(), ref, PullOptions{})
 	wantKind(t, err, errdefs.ImagePullFailed)
-	if _, err := s.Pull(context.Background(), ref, PullOptions{Auth: &authn.Basic{Username: "ann", Password: "secret"}}); err != nil {
+	if _, err := s.Pull(context.Background(), ref, PullOptions{Auth: &fetch.Auth{Username: "ann", Password: "secret"}}); err != nil {
 		t.Error(err)
 	}
 }

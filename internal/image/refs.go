@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/name"
 	"golang.org/x/sys/unix"
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
@@ -125,34 +124,6 @@ func (s *Store) setRefs(ctx context.Context, canonical []string, manifest digest
 	})
 }
 
-// parseReference reads a reference as people write it. Registries on the
-// loopback interface and private networks may speak plain http; others only if
-// insecure is set.
-func parseReference(ref string, insecure bool) (name.Reference, error) {
-	var opts []name.Option
-	if insecure {
-		opts = append(opts, name.Insecure)
-	}
-	if len(ref) > 1024 {
-		return nil, errdefs.New(errdefs.InvalidArgument, "image reference has %d bytes, more than 1024", len(ref))
-	}
-	r, err := name.ParseReference(ref, opts...)
-	if err != nil {
-		return nil, errdefs.New(errdefs.InvalidArgument, "image reference %q is not valid", ref).
-			WithHint("write it as [REGISTRY/]REPOSITORY[:TAG|@sha256:DIGEST], in lower case")
-	}
-	return r, nil
-}
-
-// shortName is a canonical reference without what is the default.
-func shortName(canonical string) string {
-	s, ok := strings.CutPrefix(canonical, name.DefaultRegistry+"/")
-	if !ok {
-		return canonical
-	}
-	return strings.TrimPrefix(s, "library/")
-}
-
 // Get returns the image of a reference, or of a manifest digest. It reads only.
 //
 // Errors: ImageNotFound, InvalidArgument.
@@ -177,11 +148,11 @@ func (r *refs) match(ref string) (*refRow, error) {
 		}
 		return nil, notFound(ref)
 	}
-	parsed, err := parseReference(ref, false)
+	parsed, err := parseReference(ref)
 	if err != nil {
 		return nil, err
 	}
-	if row := r.find(parsed.Name()); row != nil {
+	if row := r.find(parsed.name()); row != nil {
 		return row, nil
 	}
 	return nil, notFound(ref)

@@ -194,7 +194,7 @@ func (b *rootBuilder) indexLayer(ctx context.Context, i int, y Layer, budget *bu
 	}
 	defer r.Close()
 	report := func() {
-		b.rep.send(Progress{Phase: PhaseIndex, Digest: y.BlobDigest, Layer: i + 1, Layers: len(b.img.Layers), Current: r.read, Total: y.CompressedSize})
+		b.rep.send(Progress{Phase: PhaseIndex, Digest: y.BlobDigest, Layer: i + 1, Layers: len(b.img.Layers), Current: r.read(), Total: y.CompressedSize})
 	}
 	const every = 256 // entries between two reports
 	defer report()

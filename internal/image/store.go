@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/fetch"
 	"github.com/microsandbox-go/microsandbox/internal/home"
 )
 
@@ -20,14 +21,16 @@ type Store struct {
 	Users func(digest string) []string
 
 	home   home.Dir
+	tools  fetch.Tools
 	dir    string
 	limits limits
 	free   func(dir string) (int64, error) // bytes an ordinary user may still write
 }
 
-// New returns the store of a home. It does no I/O.
-func New(h home.Dir) *Store {
-	return &Store{home: h, dir: h.Images(), limits: defaultLimits, free: freeBytes}
+// New returns the store of a home. It does no I/O. tools reach registries and
+// decompress layers.
+func New(h home.Dir, tools fetch.Tools) *Store {
+	return &Store{home: h, tools: tools, dir: h.Images(), limits: defaultLimits, free: freeBytes}
 }
 
 // digest is "sha256:" and 64 lower-case hexadecimal digits; only parseDigest

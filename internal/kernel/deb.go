@@ -12,8 +12,6 @@ import (
 	"path"
 	"strconv"
 	"strings"
-
-	"github.com/klauspost/compress/zstd"
 )
 
 // debFiles are the parts of a linux-image package that matter.
@@ -24,12 +22,12 @@ type debFiles struct {
 
 // readDeb takes kernel and modules out of a Debian package. Nothing of it is
 // installed or run, and no path of it is used as a path.
-func readDeb(f *os.File) (*debFiles, error) {
+func readDeb(f *os.File, zstd unpacker) (*debFiles, error) {
 	data, member, err := debData(f)
 	if err != nil {
 		return nil, err
 	}
-	r, wait, err := decompress(data, member)
+	r, wait, err := decompress(data, member, zstd)
 	if err != nil {
 		return nil, err
 	}
@@ -67,7 +65,7 @@ func debData(f *os.File) (io.Reader, string, error) {
 
 // decompress unpacks a member by its name. Go has no xz, which Debian 12 uses:
 // the program xz does that. wait reports how it ended.
-func decompress(r io.Reader, member string) (out io.Reader, wait func() error, err error) {
+func decompress(r io.Reader, member string, zstd unpacker) (out io.Reader, wait func() error, err error) {
 	nothing := func() error { return nil }
 	switch path.Ext(member) {
 	case ".tar":
@@ -76,11 +74,11 @@ func decompress(r io.Reader, member string) (out io.Reader, wait func() error, e
 		z, err := gzip.NewReader(r)
 		return z, nothing, err
 	case ".zst":
-		z, err := zstd.NewReader(r, zstd.WithDecoderMaxMemory(maxImage))
+		z, err := zstd(r)
 		if err != nil {
 			return nil, nil, err
 		}
-		return z, func() error { z.Close(); return nil }, nil
+		return z, z.Close, nil
 	case ".xz":
 		return runXZ(r)
 	}

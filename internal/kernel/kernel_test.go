@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/fetch"
+	"github.com/microsandbox-go/microsandbox/internal/fetch/fetcher"
 	"github.com/microsandbox-go/microsandbox/internal/home"
 )
 
@@ -116,7 +118,7 @@ func TestParseImage(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			img, err := parseImage(tt.in)
+			img, err := parseImage(tt.in, unzstd)
 			if (err != nil) != (tt.name == "") {
 				t.Fatalf("parseImage: %v", err)
 			}
@@ -169,7 +171,7 @@ func FuzzParseImage(f *testing.F) {
 	f.Add(fakeBzImage("6.1", lz4Literals(fakeVmlinux("6.1"))))
 	f.Add(fakeModule("a,b"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		_, _ = parseImage(b)
+		_, _ = parseImage(b, unzstd)
 		_, _ = parseModule("m", b)
 	})
 }
@@ -287,11 +289,11 @@ func TestAddFindRemove(t *testing.T) {
 	if _, err := Find(h, agent); !errdefs.Is(err, errdefs.LibraryNotLoaded) || !strings.Contains(hint(err), "make kernel-stock") {
 		t.Errorf("Find in an empty home: %v (%s)", err, hint(err))
 	}
-	stock, err := Add(ctx, h, deb(t, ".gz", stockFiles()), "")
+	stock, err := Add(ctx, h, fetcher.InProcess{}, deb(t, ".gz", stockFiles()), "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if again, err := Add(ctx, h, deb(t, "", stockFiles()), ""); err != nil || again != stock {
+	if again, err := Add(ctx, h, fetcher.InProcess{}, deb(t, "", stockFiles()), ""); err != nil || again != stock {
 		t.Errorf("the same kernel again: %q, %v", again, err)
 	}
 	k, err := Find(h, agent)
@@ -317,7 +319,7 @@ func TestAddFindRemove(t *testing.T) {
 	if err := os.WriteFile(own, fakeVmlinux("6.1.9-msb"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	hash, err := Add(ctx, h, own, "")
+	hash, err := Add(ctx, h, fetcher.InProcess{}, own, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -353,7 +355,7 @@ func hint(err error) string {
 func TestFindKeepsOneArchivePerAgent(t *testing.T) {
 	t.Setenv(EnvVar, "")
 	h := home.Dir(t.TempDir())
-	if _, err := Add(context.Background(), h, deb(t, "", stockFiles()), ""); err != nil {
+	if _, err := Add(context.Background(), h, fetcher.InProcess{}, deb(t, "", stockFiles()), ""); err != nil {
 		t.Fatal(err)
 	}
 	first, err := Find(h, []byte("one"))
@@ -413,7 +415,7 @@ func TestAddRefuses(t *testing.T) {
 		"no kernel":      deb(t, "", map[string][]byte{"usr/share/doc/x": nil}),
 		"unknown member": deb(t, ".lzma", nil),
 	} {
-		if _, err := Add(context.Background(), h, path, ""); !errdefs.Is(err, errdefs.InvalidConfig) {
+		if _, err := Add(context.Background(), h, fetcher.InProcess{}, path, ""); !errdefs.Is(err, errdefs.InvalidConfig) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -436,6 +438,10 @@ func FuzzReadDeb(f *testing.F) {
 		defer file.Close()
 		_, _ = file.Write(b)
 		_, _ = file.Seek(0, io.SeekStart)
-		_, _ = readDeb(file)
+		_, _ = readDeb(file, unzstd)
 	})
+}
+
+func unzstd(r io.Reader) (io.ReadCloser, error) {
+	return fetcher.InProcess{}.Decompress(context.Background(), fetch.Zstd, r)
 }

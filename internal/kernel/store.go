@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/fetch"
 	"github.com/microsandbox-go/microsandbox/internal/home"
 	"github.com/microsandbox-go/microsandbox/internal/vmm"
 )
@@ -56,8 +58,10 @@ const infoFile = "kernel.json"
 // Add takes a kernel into the home and returns its hash: src is a linux-image
 // package (.deb), a vmlinux or a bzImage; modulesDir, if not "", is searched for
 // the modules the latter two need. Adding the same kernel again changes nothing.
-func Add(ctx context.Context, h home.Dir, src, modulesDir string) (hash string, err error) {
-	img, mods, boot, err := load(src, modulesDir)
+// tools decompress zstd.
+func Add(ctx context.Context, h home.Dir, tools fetch.Tools, src, modulesDir string) (hash string, err error) {
+	zstd := func(r io.Reader) (io.ReadCloser, error) { return tools.Decompress(ctx, fetch.Zstd, r) }
+	img, mods, boot, err := load(src, modulesDir, zstd)
 	if err != nil {
 		return "", errdefs.Wrap(errdefs.InvalidConfig, err, "kernel %s", src).
 			WithHint("give a linux-image-*-amd64 package (.deb), a vmlinux or a bzImage")
@@ -79,7 +83,7 @@ func Add(ctx context.Context, h home.Dir, src, modulesDir string) (hash string, 
 }
 
 // load reads image and modules from src.
-func load(src, modulesDir string) (*image, []*module, int, error) {
+func load(src, modulesDir string, zstd unpacker) (*image, []*module, int, error) {
 	f, err := os.Open(src)
 	if err != nil {
 		return nil, nil, 0, err
@@ -88,7 +92,7 @@ func load(src, modulesDir string) (*image, []*module, int, error) {
 	var data []byte
 	mods := memModules(nil)
 	if strings.HasSuffix(src, ".deb") {
-		files, err := readDeb(f)
+		files, err := readDeb(f, zstd)
 		if err != nil {
 			return nil, nil, 0, err
 		}
@@ -103,7 +107,7 @@ func load(src, modulesDir string) (*image, []*module, int, error) {
 			}
 		}
 	}
-	img, err := parseImage(data)
+	img, err := parseImage(data, zstd)
 	if err != nil {
 		return nil, nil, 0, err
 	}
@@ -264,7 +268,8 @@ func outsideKernel(path string) (Info, error) {
 	if err != nil {
 		return Info{}, errdefs.Wrap(errdefs.InvalidConfig, err, "%s=%s", EnvVar, path).WithHint(envHint)
 	}
-	img, err := parseImage(b)
+	// It is booted as it is: what is inside of a bzImage need not be known.
+	img, err := parseImage(b, func(io.Reader) (io.ReadCloser, error) { return nil, errors.ErrUnsupported })
 	if err != nil {
 		return Info{}, errdefs.Wrap(errdefs.InvalidConfig, err, "%s=%s", EnvVar, path).WithHint(envHint)
 	}

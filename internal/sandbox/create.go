@@ -140,7 +140,7 @@ func exists(name string) error {
 // resolveImage pulls the image if need be and takes the definition's defaults
 // from it.
 func (l *launch) resolveImage(ctx context.Context) error {
-	s, images := l.spec, image.New(l.st.h)
+	s, images := l.spec, Images(l.st.h)
 	release, err := images.Hold(ctx)
 	if err != nil {
 		return err

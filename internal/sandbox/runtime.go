@@ -8,7 +8,9 @@ import (
 	"path/filepath"
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/fetch"
 	"github.com/microsandbox-go/microsandbox/internal/home"
+	"github.com/microsandbox-go/microsandbox/internal/image"
 )
 
 // RuntimeEnv names the msb program to use.
@@ -36,9 +38,17 @@ func FindRuntime(h home.Dir) (string, error) {
 	if p := filepath.Join(string(h), "bin", "msb"); executable(p) == nil {
 		return p, nil
 	}
-	return "", errdefs.New(errdefs.LibraryNotLoaded, "msb not found: sandboxes need it to run").
+	return "", errdefs.New(errdefs.LibraryNotLoaded, "msb not found: sandboxes and images need it").
 		WithHint("build it with make build and set %s, put it on PATH, or copy it to %s", RuntimeEnv, filepath.Join(string(h), "bin", "msb"))
 }
+
+// Tools reach what comes from outside: by msb, found when it is needed.
+func Tools(h home.Dir) fetch.Tools {
+	return fetch.Program{Find: func() (string, error) { return FindRuntime(h) }}
+}
+
+// Images is the image store of a home.
+func Images(h home.Dir) *image.Store { return image.New(h, Tools(h)) }
 
 func executable(p string) error {
 	fi, err := os.Stat(p)

@@ -6,10 +6,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/authn"
-
 	"github.com/microsandbox-go/microsandbox/internal/diskimg"
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/fetch"
 	"github.com/microsandbox-go/microsandbox/internal/home"
 	"github.com/microsandbox-go/microsandbox/internal/mount"
 )
@@ -33,7 +32,7 @@ type Spec struct {
 	Image       string
 	PullPolicy  string
 	Insecure    bool
-	Auth        authn.Authenticator
+	Auth        *fetch.Auth
 	CPUs        int
 	MemoryMiB   int
 	UpperMiB    int64
