@@ -9,12 +9,13 @@ import (
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	"github.com/microsandbox-go/microsandbox/internal/home"
+	"github.com/microsandbox-go/microsandbox/internal/ledger"
 	"github.com/microsandbox-go/microsandbox/internal/volstore"
 	"github.com/microsandbox-go/microsandbox/internal/volumefs"
 )
 
 // maxIdleVolumes is how many volumes that nobody uses stay open for the next
-// call. Each holds four descriptors.
+// call. Each holds four descriptors, five if it was written to.
 const maxIdleVolumes = 32
 
 // openVolumes keeps the volumes of a home open between calls of [VolumeFs],
@@ -97,7 +98,9 @@ func (o *openVolumes) openNew(ctx context.Context, v *volumeInfo) (*openVolume, 
 	// Without a state directory (power cut, and nothing written since) they have
 	// their names in the volume.
 	opened.state, _ = os.OpenFile(o.home.State(v.id), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
-	opened.fs, err = volumefs.New(data.Dir, volumefs.Options{Volume: v.name, Alive: alive, Scratch: opened.state})
+	opened.fs, err = volumefs.New(data.Dir, volumefs.Options{Volume: v.name, Alive: alive, Scratch: opened.state, Ledger: func() (*ledger.Writer, error) {
+		return o.store.NewWriter(context.Background(), v.id)
+	}})
 	if err != nil {
 		opened.close()
 		return nil, err

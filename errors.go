@@ -182,14 +182,15 @@ func (e *VolumeError) Error() string {
 // Unwrap returns the reason.
 func (e *VolumeError) Unwrap() error { return e.Err }
 
-// QuotaError reports the numbers of a refused write; all are bytes. It matches
-// syscall.ENOSPC.
-type QuotaError struct{ Limit, Used, Want int64 }
+// QuotaError reports the numbers of a refused write: bytes, or files if Inodes.
+// It matches syscall.ENOSPC.
+type QuotaError struct {
+	Limit, Used, Want int64
+	Inodes            bool // the limit of files, directories and further names
+}
 
 // Error returns the three numbers in words.
-func (e *QuotaError) Error() string {
-	return fmt.Sprintf("quota exceeded: limit %d bytes, used %d, wanted %d more", e.Limit, e.Used, e.Want)
-}
+func (e *QuotaError) Error() string { return (*errdefs.QuotaError)(e).Error() }
 
 // Is matches syscall.ENOSPC.
 func (e *QuotaError) Is(target error) bool { return target == syscall.ENOSPC }
@@ -245,7 +246,7 @@ func volumeCause(e *errdefs.Error) error {
 	case errors.As(cause, &inner):
 		cause = toPublic(cause)
 	case errors.As(cause, &quota):
-		cause = &QuotaError{Limit: quota.Limit, Used: quota.Used, Want: quota.Want}
+		cause = &QuotaError{Limit: quota.Limit, Used: quota.Used, Want: quota.Want, Inodes: quota.Inodes}
 	}
 	if e.Op == "" && e.Volume == "" {
 		return cause

@@ -221,9 +221,9 @@ func (h *VolumeHandle) Path() string { return h.info.path }
 // DiskPath returns the image file of a local disk volume, otherwise nil.
 func (h *VolumeHandle) DiskPath() *string { return orNil(h.info.diskPath) }
 
-// UsedBytes returns how much the volume holds, in bytes: the charges of its
-// files for a directory, the allocated bytes of the image for a disk. It is
-// determined once per handle, at the first call; 0 if that fails.
+// UsedBytes returns how much the volume holds, in bytes: for a directory the sum
+// of charges as [VolumeUsage] explains them, for a disk the allocated bytes of the
+// image. It is read once per handle, at the first call; 0 if that fails.
 func (h *VolumeHandle) UsedBytes() uint64 { return h.info.used() }
 
 // QuotaMiB returns the limit of a directory volume in MiB, nil for none.

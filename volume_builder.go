@@ -22,6 +22,10 @@ type VolumeConfig struct {
 	// Name is the volume's name. A VolumeOption does not set it: CreateVolume
 	// gets it separately.
 	Name string
+	// Inodes limits how many files, directories and further names a directory
+	// volume may hold; 0: the default, which goes with the quota: one per 4 KiB of
+	// it, at least 1024, and none without a quota.
+	Inodes uint64
 }
 
 // VolumeSpec is VolumeConfig under its other name.
@@ -35,6 +39,7 @@ func (c VolumeConfig) Validate() error { return toPublic(c.internal().Validate()
 func (c VolumeConfig) internal() volstore.Spec {
 	return volstore.Spec{
 		Name: c.Name, Kind: string(c.Kind), QuotaMiB: c.QuotaMiB, SizeMiB: c.SizeMiB, Labels: maps.Clone(c.Labels),
+		Inodes: inodeLimit(c.Inodes),
 	}
 }
 
@@ -53,6 +58,9 @@ func WithVolumeSize(mebibytes uint32) VolumeOption {
 func WithVolumeQuota(mebibytes uint32) VolumeOption {
 	return func(c *VolumeConfig) { c.QuotaMiB = mebibytes }
 }
+
+// WithVolumeInodes limits the files of a directory volume; 0: the default.
+func WithVolumeInodes(n uint64) VolumeOption { return func(c *VolumeConfig) { c.Inodes = n } }
 
 // WithVolumeLabels adds labels; of equal keys the later one wins.
 func WithVolumeLabels(labels map[string]string) VolumeOption {
@@ -110,6 +118,9 @@ func (b *VolumeBuilder) Size(mib uint32) *VolumeBuilder { b.spec.SizeMiB = mib; 
 
 // Quota limits a directory volume, in MiB; 0: unlimited.
 func (b *VolumeBuilder) Quota(mib uint32) *VolumeBuilder { b.spec.QuotaMiB = mib; return b }
+
+// Inodes limits the files of a directory volume; 0: the default.
+func (b *VolumeBuilder) Inodes(n uint64) *VolumeBuilder { b.spec.Inodes = n; return b }
 
 // Label adds a label; of equal keys the later one wins.
 func (b *VolumeBuilder) Label(key, value string) *VolumeBuilder {

@@ -31,6 +31,7 @@ var jsonOutputs = map[string]any{
 	"msb volume label":   map[string]string{},
 	"msb volume prune":   []prunedJSON{},
 	"msb volume repair":  []findingJSON{},
+	"msb volume usage":   usageJSON{},
 	"msb volume fs ls":   []entryJSON{},
 	"msb volume fs stat": statJSON{},
 }

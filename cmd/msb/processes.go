@@ -14,6 +14,7 @@ import (
 // exit code of the process.
 var processes = map[string]func(args []string) int{
 	"confine-exec": confine.Main,
+	countProcess:   countMain,
 	fetch.Process:  fetchMain,
 	"fileserver":   fileserver.Main,
 	reapProcess:    reapMain,

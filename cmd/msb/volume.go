@@ -19,6 +19,8 @@ var volumeCommands = []lazyCmd{
 	{"adopt", newVolumeAdoptCmd},
 	{"prune", newVolumePruneCmd},
 	{"resize", newVolumeResizeCmd},
+	{"usage", newVolumeUsageCmd},
+	{"set-quota", newVolumeSetQuotaCmd},
 	{"repair", newVolumeRepairCmd},
 	{"fs", newVolumeFsCmd},
 }

@@ -12,6 +12,7 @@ type volumeCreateOptions struct {
 	name        string
 	kind        kindFlag
 	size, quota mibFlag
+	inodes      inodesFlag
 	labels      labelsFlag
 	quiet       bool
 }
@@ -23,7 +24,8 @@ func newVolumeCreateCmd() *cobra.Command {
 		Short: "Create a volume",
 		Long: `Create a volume and print its name.
 
-A directory volume may have a quota. A disk volume needs a size; its image is
+A directory volume may have a quota, over all who write to it and for ever; see msb
+volume set-quota. A disk volume needs a size; its image is
 allocated sparsely. Sizes are 512M, 1G, 1.5G or a bare number of MiB.`,
 		Example: `  msb volume create cache --quota 1G --label team=ml
   msb volume create data --kind disk --size 20G`,
@@ -36,6 +38,7 @@ allocated sparsely. Sizes are 512M, 1G, 1.5G or a bare number of MiB.`,
 	f.Var(&o.kind, "kind", "dir or disk (default dir)")
 	f.Var(&o.size, "size", "size of a disk volume")
 	f.Var(&o.quota, "quota", "limit of a directory volume (default none)")
+	f.Var(&o.inodes, "inodes", "limit of files of a directory volume (default one per 4 KiB of the quota, at least 1024)")
 	f.Var(&o.labels, "label", "label, may be repeated")
 	quietFlag(cmd, &o.quiet, "do not print the name")
 	completeKind(cmd)
@@ -55,6 +58,7 @@ func runVolumeCreate(cmd *cobra.Command, o volumeCreateOptions, args []string) e
 	}
 	v, err := microsandbox.CreateVolumeFromSpec(cmd.Context(), microsandbox.VolumeSpec{
 		Name: name, Kind: microsandbox.VolumeKind(o.kind), SizeMiB: uint32(o.size), QuotaMiB: uint32(o.quota), Labels: o.labels,
+		Inodes: uint64(o.inodes),
 	})
 	if err != nil {
 		return err

@@ -15,8 +15,10 @@ import (
 	"github.com/microsandbox-go/microsandbox"
 )
 
-// volumeJSON is a volume in `msb volume ls --format json`; null is "none". A list
-// does not say how much is used: that takes a walk of every volume.
+// volumeJSON is a volume in `msb volume ls --format json`; null is "none". Used
+// bytes are null in a list where they are not known without looking into the
+// volume: of a disk volume, and of one that nobody has written to since volumes
+// are counted.
 type volumeJSON struct {
 	CapacityBytes *uint64           `json:"capacity_bytes"`
 	CreatedAt     *string           `json:"created_at"`
@@ -30,7 +32,12 @@ type volumeJSON struct {
 }
 
 func describeVolume(h *microsandbox.VolumeHandle) volumeJSON {
+	var used *uint64
+	if n, ok := h.KnownUsedBytes(); ok {
+		used = &n
+	}
 	return volumeJSON{
+		UsedBytes:     used,
 		CapacityBytes: h.CapacityBytes(), CreatedAt: jsonTime(h.CreatedAt()), DiskFormat: h.DiskFormat(),
 		DiskFstype: h.DiskFstype(), Kind: string(h.Kind()), Labels: h.Labels(), Name: h.Name(),
 		QuotaMiB: h.QuotaMiB(),

@@ -21,12 +21,13 @@ import (
 const reapProcess = "reap-trash"
 
 // useReaper makes the default backend, if it is local, leave large removed
-// volumes to a process of their own. A backend that cannot be had is reported by
+// volumes, and large ones to be counted, to processes of their own. A backend that cannot be had is reported by
 // the command that wants it.
 func useReaper() {
 	if b, err := microsandbox.DefaultBackend(); err == nil {
 		if local, ok := b.(*microsandbox.LocalBackend); ok {
 			local.SetReaper(startReaper)
+			local.SetCounter(startCounter)
 		}
 	}
 }

@@ -1,0 +1,95 @@
+package microsandbox
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+)
+
+// TestQuota: VB-4, B-10 for host writes. The limit holds over every open file
+// access of the volume, is told in numbers, and what is deleted can be used again.
+func TestQuota(t *testing.T) {
+	useHome(t)
+	ctx := t.Context()
+	v, err := CreateVolume(ctx, "v", WithVolumeQuota(1), WithVolumeInodes(3))
+	check(t, err)
+	fs := v.FS()
+	check(t, fs.Write(ctx, "f", make([]byte, 1<<20)))
+	err = fs.Write(ctx, "g", []byte("x"))
+	var full *QuotaError
+	var where *VolumeError
+	if !IsKind(err, ErrFilesystem) || !errors.As(err, &full) || !errors.Is(err, syscall.ENOSPC) || !errors.As(err, &where) {
+		t.Fatalf("error %v", err)
+	}
+	if want := (QuotaError{Limit: 1 << 20, Used: 1 << 20, Want: full.Want}); *full != want || full.Want < 4096 || where.Path != "g" {
+		t.Errorf("%+v, %+v", full, where)
+	}
+	check(t, fs.Remove(ctx, "f"))
+	for _, name := range []string{"a", "b", "c"} {
+		check(t, fs.Write(ctx, name, nil))
+	}
+	err = fs.Write(ctx, "d", nil)
+	if !errors.As(err, &full) || !full.Inodes || full.Limit != 3 {
+		t.Errorf("a fourth file: %v", err)
+	}
+}
+
+// TestSetQuota: limits of an existing volume, while it is open.
+func TestSetQuota(t *testing.T) {
+	useHome(t)
+	ctx := t.Context()
+	v, err := CreateVolume(ctx, "v")
+	check(t, err)
+	check(t, v.FS().Write(ctx, "f", make([]byte, 2<<20)))
+	h, err := GetVolume(ctx, "v")
+	check(t, err)
+	one, two, seven, zero := uint32(1), uint32(3), uint64(7), uint32(0)
+	if h, err = h.SetQuota(ctx, VolumeLimits{QuotaMiB: &one}); err != nil || *h.QuotaMiB() != 1 {
+		t.Fatalf("%+v, %v", h, err)
+	}
+	if err := v.FS().Write(ctx, "g", []byte("x")); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("below the present use: %v", err)
+	}
+	check(t, v.FS().Rename(ctx, "f", "h")) // refuses growth only
+	h, err = h.SetQuota(ctx, VolumeLimits{QuotaMiB: &two, Inodes: &seven})
+	check(t, err)
+	check(t, v.FS().Write(ctx, "g", []byte("x")))
+	u, err := h.Usage(ctx)
+	check(t, err)
+	if *u.LimitBytes != 3<<20 || *u.LimitInodes != 7 || u.UsedBytes != 2<<20+4096 || u.UsedInodes != 2 || !u.Exact || u.FoundBytes != nil {
+		t.Errorf("usage %+v", u)
+	}
+	h, err = h.SetQuota(ctx, VolumeLimits{QuotaMiB: &zero, Inodes: new(uint64)})
+	check(t, err)
+	if u, err = h.Usage(ctx); err != nil || u.LimitBytes != nil || u.LimitInodes != nil || h.QuotaMiB() != nil {
+		t.Errorf("limits taken away: %+v, %v", u, err)
+	}
+}
+
+// TestRescanUsage: what a program writes to the directory itself is found by
+// Verify and counted by Rescan.
+func TestRescanUsage(t *testing.T) {
+	useHome(t)
+	ctx := t.Context()
+	v, err := CreateVolume(ctx, "v")
+	check(t, err)
+	check(t, v.FS().Write(ctx, "f", []byte("x")))
+	check(t, os.WriteFile(filepath.Join(v.Path(), "behind"), make([]byte, 10_000), 0o600))
+	h, err := GetVolume(ctx, "v")
+	check(t, err)
+	u, err := h.VerifyUsage(ctx)
+	check(t, err)
+	if u.Matches() || u.UsedBytes != 4096 || *u.FoundBytes != 4096+12288 || *u.FoundInodes != 2 || *u.AllocatedBytes < 16384 {
+		t.Errorf("verify: %+v", u)
+	}
+	u, err = h.RescanUsage(ctx)
+	check(t, err)
+	if !u.Matches() || u.UsedBytes != 4096+12288 || u.UsedInodes != 2 {
+		t.Errorf("rescan: %+v", u)
+	}
+	if n, ok := h.KnownUsedBytes(); !ok || n != 4096+12288 || h.UsedBytes() != n {
+		t.Errorf("known %d, %v", n, ok)
+	}
+}
