@@ -106,7 +106,7 @@ var plants = map[string]struct {
 }{
 	"data of a file":    {"ext4", 8, plant{"internal/volumefs/temp.go", "return unix.Fdatasync(t.fd())", "return nil"}},
 	"name of a file":    {"ext4", 8, plant{"internal/volumefs/dirs.go", "return unix.Fsync(fd)", "return nil"}},
-	"staging":           {"ext4", 8, plant{"internal/volstore/create.go", "st.sealed = begin(syncNote, st.file.Sync, syncStagings)", "st.sealed = begin(func() error { _, _ = syncNote, syncStagings; return nil })"}},
+	"staging":           {"ext4", 8, plant{"internal/volstore/create.go", "synced := begin(syncNote, st.file.Sync, syncStagings)", "synced := begin(func() error { _, _ = syncNote, syncStagings; return nil })"}},
 	"records":           {"ext4", 8, plant{"internal/records/open.go", "synchronous(FULL)", "synchronous(OFF)"}},
 	"records' files":    {"ext4", 8, plant{"internal/records/vfs.go", "err := unix.Fdatasync(int(f.Fh))", "err := error(nil)"}},
 	"store":             {"btrfs", 23, plant{"internal/volstore/files.go", "return errors.Join(f.Sync(), f.Close())", "return f.Close()"}},

@@ -103,9 +103,7 @@ func (s *Store) stageStranger(name string, opt AdoptOptions) (_ *staging, err er
 	if st.record.Identity, err = identityOf(dir); err != nil {
 		return nil, err
 	}
-	if err := st.seal(); err != nil {
-		return nil, err
-	}
+	st.seal(nil)
 	return st, errors.Join(dir.Sync(), syncDir(s.home.Volumes()))
 }
 

@@ -224,7 +224,7 @@ func (s *Store) tryAttachLock(ctx context.Context, f *os.File, how int, name str
 		if err != nil {
 			return true, err
 		}
-		if gone(f) {
+		if linkCount(f) == 0 {
 			return true, records.VolumeNotFound(name)
 		}
 		patience := attachPatience
@@ -259,10 +259,13 @@ func (h Holder) alive() bool {
 	return h.PID <= 0 || !errors.Is(unix.Kill(h.PID, 0), unix.ESRCH)
 }
 
-// gone reports whether an open file has lost its last name.
-func gone(f *os.File) bool {
+// linkCount returns how many names an open file has.
+func linkCount(f *os.File) uint64 {
 	var st unix.Stat_t
-	return unix.Fstat(int(f.Fd()), &st) == nil && st.Nlink == 0
+	if unix.Fstat(int(f.Fd()), &st) != nil {
+		return 1 // it was open
+	}
+	return uint64(st.Nlink)
 }
 
 // Holders lists who has the volume with this id attached.

@@ -94,7 +94,8 @@ type staging struct {
 	done   bool         // published: nothing to drop
 }
 
-// stage makes the staging directory of a new volume, whose syncs are begun.
+// stage makes the staging directory of a new volume with its data, and begins
+// what else goes there.
 func (s *Store) stage(ctx context.Context, sp Spec) (_ *staging, err error) {
 	st, err := s.newStaging(sp)
 	if err != nil {
@@ -108,13 +109,11 @@ func (s *Store) stage(ctx context.Context, sp Spec) (_ *staging, err error) {
 	if err := pointMade.Hit(); err != nil {
 		return nil, err
 	}
-	if err := st.makeLedger(sp); err != nil {
-		return nil, err
-	}
 	if err := st.makeData(ctx); err != nil {
 		return nil, err
 	}
-	return st, st.seal()
+	st.seal(func() error { return st.makeLedger(sp) })
+	return st, nil
 }
 
 // newStaging makes and locks an empty staging directory with a new id.
@@ -203,22 +202,26 @@ func (st *staging) makeData(ctx context.Context) error {
 	return err
 }
 
-// seal writes the note, begins to make the staging directory durable, and makes
-// the files that need not be: a lost one is made again when it is missed.
-func (st *staging) seal() error {
-	note, err := createFile(filepath.Join(st.path, noteName), encodeNote(&st.record))
-	if err != nil {
-		return err
-	}
-	syncNote := func() error { return errors.Join(note.Sync(), note.Close()) }
-	syncStagings := func() error { return syncDir(st.s.home.Staging()) }
-	st.sealed = begin(syncNote, st.file.Sync, syncStagings)
-	for _, name := range []string{attachName, aliveName} {
-		if err := touch(filepath.Join(st.path, name)); err != nil {
+// seal begins to furnish the staging directory and to make it durable: it may
+// take as long as the commit does. makeLedger, if any, comes first. The other
+// files need not be durable: a lost one is made again when it is missed.
+func (st *staging) seal(makeLedger func() error) {
+	st.sealed = begin(func() error {
+		if makeLedger != nil {
+			if err := makeLedger(); err != nil {
+				return err
+			}
+		}
+		note, err := createFile(filepath.Join(st.path, noteName), encodeNote(&st.record))
+		if err != nil {
 			return err
 		}
-	}
-	return nil
+		syncNote := func() error { return errors.Join(note.Sync(), note.Close()) }
+		syncStagings := func() error { return syncDir(st.s.home.Staging()) }
+		synced := begin(syncNote, st.file.Sync, syncStagings)
+		err = errors.Join(touch(filepath.Join(st.path, attachName)), makeAlive(st.path))
+		return errors.Join(err, synced())
+	})
 }
 
 // drop removes what publish did not take, and unlocks. The note goes first: a

@@ -22,11 +22,17 @@ type Data struct {
 
 	s     *Store
 	v     *Volume
-	alive atomic.Pointer[os.File] // O_PATH on the alive file; nil: ask the records
+	alive atomic.Pointer[aliveFile] // nil: ask the records
 	gone  atomic.Bool
 
 	mu   sync.Mutex
 	held []*os.File // alive files, open until Close since another goroutine may be looking; guarded by mu
+}
+
+// aliveFile is an open alive file.
+type aliveFile struct {
+	*os.File        // O_PATH
+	names    uint64 // how many it has while the volume exists: 2 where it is attach, too
 }
 
 // OpenData opens the data directory of the volume with this id, without
@@ -106,10 +112,18 @@ func (d *Data) openAlive() bool {
 	if err != nil {
 		return false
 	}
-	f := os.NewFile(uintptr(fd), path)
+	f := &aliveFile{os.NewFile(uintptr(fd), path), 1}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.held = append(d.held, f)
+	d.held = append(d.held, f.File)
+	var alive, attach unix.Stat_t
+	err = errors.Join(unix.Fstat(fd, &alive), unix.Lstat(filepath.Join(filepath.Dir(path), attachName), &attach))
+	if err != nil {
+		return false // on its way to the trash
+	}
+	if alive.Ino == attach.Ino {
+		f.names = 2
+	}
 	d.alive.Store(f)
 	return true
 }
@@ -118,7 +132,7 @@ func (d *Data) openAlive() bool {
 // an operation and before acknowledging it, it makes sure that what was
 // acknowledged did not land in the trash. It costs one fstat.
 func (d *Data) Alive() error {
-	if f := d.alive.Load(); f != nil && !gone(f) {
+	if f := d.alive.Load(); f != nil && linkCount(f.File) >= f.names {
 		return nil
 	}
 	return d.recheck()

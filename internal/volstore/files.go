@@ -4,8 +4,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -20,7 +22,7 @@ const (
 	dataName   = "data"        // staging and trash only: the data directory
 	noteName   = "volume.json" // copy of the record
 	attachName = "attach"      // flocked by holders
-	aliveName  = "alive"       // unlinked when the volume is removed
+	aliveName  = "alive"       // unlinked when the volume is removed; another name of attach, if it can be
 	cleanName  = "clean"       // disk volumes: the image needs no check
 )
 
@@ -55,8 +57,18 @@ func encodeNote(v *records.Volume) []byte {
 	return append(b, '\n')
 }
 
+// readFile is os.ReadFile of a small file, see openFile.
+func readFile(path string) ([]byte, error) {
+	f, err := openFile(path, unix.O_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(f)
+}
+
 func readNote(path string) (*records.Volume, error) {
-	b, err := os.ReadFile(path)
+	b, err := readFile(path)
 	if err != nil {
 		return nil, err
 	}
@@ -94,6 +106,17 @@ func touch(path string) error {
 		return err
 	}
 	return f.Close()
+}
+
+// makeAlive makes the file alive in a state directory unless there is one. A link
+// costs no inode.
+func makeAlive(dir string) error {
+	alive := filepath.Join(dir, aliveName)
+	err := os.Link(filepath.Join(dir, attachName), alive)
+	if err == nil || errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	return touch(alive)
 }
 
 func syncDir(path string) error {
@@ -251,6 +274,3 @@ func sameFile(f *os.File, path string) bool {
 	var a, b unix.Stat_t
 	return unix.Fstat(int(f.Fd()), &a) == nil && unix.Lstat(path, &b) == nil && a.Dev == b.Dev && a.Ino == b.Ino
 }
-
-// fdPath names an open file without any path lookup but in /proc.
-func fdPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }

@@ -120,12 +120,12 @@ func poll(ctx context.Context, most time.Duration, try func(waited time.Duration
 
 func (s *Store) openSlot(slot int) (*os.File, error) {
 	path := filepath.Join(s.home.NameLocks(), fmt.Sprintf("%02x", slot))
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := openFile(path, unix.O_RDWR|unix.O_CREAT)
 	if errors.Is(err, os.ErrNotExist) {
 		if err := s.home.Ensure(); err != nil {
 			return nil, err
 		}
-		return os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+		return openFile(path, unix.O_RDWR|unix.O_CREAT)
 	}
 	return f, err
 }

@@ -3,6 +3,7 @@ package volstore
 import (
 	"context"
 	"errors"
+	"os"
 	"path/filepath"
 
 	"github.com/microsandbox-go/microsandbox/internal/failpoint"
@@ -15,9 +16,17 @@ var pointReaped = failpoint.New("volstore.remove.reaped") // the tree is deleted
 const reapAtOnce = 512
 
 // reapOne deletes one removed volume from the trash, in the background if it is
-// large. A removal is complete without it.
+// large, or empty, which leaves some bookkeeping: nobody waits for its space. A
+// removal is complete without it.
 func (s *Store) reapOne(id string) {
-	if err := s.reapTree(id, reapAtOnce); errors.Is(err, errBudget) {
+	path := filepath.Join(s.home.Trash(), id)
+	lock, err := lockDir(path)
+	if err != nil || lock == nil {
+		return // for the next command, or another is at it
+	}
+	if os.Remove(filepath.Join(path, dataName)) == nil {
+		s.background.Go(func() { _ = reapLocked(lock, path, reapAtOnce) })
+	} else if err := reapLocked(lock, path, reapAtOnce); errors.Is(err, errBudget) {
 		s.reapInBackground()
 	}
 }
@@ -52,7 +61,12 @@ func (s *Store) reapTree(id string, budget int) error {
 	if err != nil || f == nil {
 		return err
 	}
-	defer unlock(f)
+	return reapLocked(f, path, budget)
+}
+
+// reapLocked deletes a directory of the trash and releases its lock.
+func reapLocked(lock *os.File, path string, budget int) error {
+	defer unlock(lock)
 	if err := removeSome(path, budget); err != nil {
 		return err
 	}

@@ -161,7 +161,7 @@ func (s *Store) removeLocked(ctx context.Context, db *records.DB, r *records.Vol
 		err = s.deleteRecord(ctx, db, r, found)
 	}
 	if err != nil {
-		return errors.Join(err, touch(alive))
+		return errors.Join(err, makeAlive(s.home.State(r.ID)))
 	}
 	// The volume is gone. What fails from here on is left to the next command.
 	if err := pointRecorded.Hit(); err != nil {
@@ -194,7 +194,7 @@ func (s *Store) deleteRecord(ctx context.Context, db *records.DB, r *records.Vol
 // lockUnattached takes the attach lock exclusively. An attachment in the making
 // or a removal that is about to give up is waited for, but not long.
 func (s *Store) lockUnattached(ctx context.Context, r *records.Volume) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(s.home.State(r.ID), attachName), os.O_RDWR, 0)
+	f, err := openFile(filepath.Join(s.home.State(r.ID), attachName), unix.O_RDWR)
 	if err != nil {
 		return nil, err
 	}

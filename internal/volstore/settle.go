@@ -340,21 +340,27 @@ func (s *Store) settleState(r *records.Volume, out *settled) error {
 // ensureState makes what is missing of a state directory. The name is locked.
 func (s *Store) ensureState(r *records.Volume) (mended bool, err error) {
 	dir := s.home.State(r.ID)
-	if err := os.Mkdir(dir, 0o700); err == nil {
-		mended = true
-	} else if !errors.Is(err, fs.ErrExist) {
-		return false, err
-	}
-	for _, name := range []string{attachName, aliveName} {
-		if path := filepath.Join(dir, name); !exists(path) {
+	if !exists(dir) {
+		if err := os.Mkdir(dir, 0o700); err == nil {
 			mended = true
-			if err := touch(path); err != nil {
-				return mended, err
-			}
+		} else if !errors.Is(err, fs.ErrExist) {
+			return false, err
+		}
+	}
+	if attach := filepath.Join(dir, attachName); !exists(attach) {
+		mended = true
+		if err := touch(attach); err != nil {
+			return mended, err
+		}
+	}
+	if !exists(filepath.Join(dir, aliveName)) {
+		mended = true
+		if err := makeAlive(dir); err != nil {
+			return mended, err
 		}
 	}
 	want := encodeNote(r)
-	have, stale := os.ReadFile(filepath.Join(dir, noteName))
+	have, stale := readFile(filepath.Join(dir, noteName))
 	if stale == nil && string(have) == string(want) {
 		return mended, nil
 	}
