@@ -155,6 +155,9 @@ func (c *call) opStatfs() errno {
 		Blocks: st.Blocks, Bfree: st.Bfree, Bavail: st.Bavail, Files: st.Files, Ffree: st.Ffree,
 		Bsize: uint32(st.Bsize), Namelen: uint32(st.Namelen), Frsize: uint32(st.Frsize),
 	}
+	if c.s.quota.counts(n) {
+		c.s.quota.limitSpace(&out)
+	}
 	c.body = fusewire.Put(c.room(fusewire.Size[fusewire.StatfsOut]()), &out)
 	return 0
 }

@@ -34,6 +34,10 @@ type Config struct {
 	// budget are given the same count; nil is a count of its own.
 	FDs *atomic.Int64 `json:"-"`
 
+	// Ledger, if set, is the file that what the guest changes is charged to; it
+	// must be nobody else's. New takes it over. A read-only share has none.
+	Ledger *os.File `json:"-"`
+
 	// AsRoot says that the server has CAP_CHOWN and CAP_FOWNER: with StatVirt
 	// "off" owners and modes are then set on the host as the guest sets them.
 	AsRoot bool

@@ -4,6 +4,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/microsandbox-go/microsandbox/internal/fusewire"
+	"github.com/microsandbox-go/microsandbox/internal/ledger"
 )
 
 // newOwner returns owner and mode, with its type bits, of something that the
@@ -99,23 +100,37 @@ func (c *call) create(dir *inode, name judged, flags int, in *fusewire.CreateIn)
 	if err != 0 {
 		return err
 	}
-	fd, err := c.newFile(dir, name, flags&^unix.O_TRUNC, v)
-	var n *inode
-	switch {
-	case err == unix.EEXIST && in.Flags&unix.O_EXCL == 0:
+	n, fd, err := c.createNew(dir, name, flags&^unix.O_TRUNC, v, &out.Attr)
+	if err == unix.EEXIST && in.Flags&unix.O_EXCL == 0 {
 		n, fd, err = c.openExisting(dir, name, flags, in, &out.Attr)
-	case err == 0:
-		n, err = c.pinFile(dir, fd, &out.Attr)
-		n, err = c.settle(n, v, &out.Attr, err)
-		if err != 0 {
-			_ = unlinkat(dir.fd, name.Ptr(), 0)
-			closeFd(fd)
-		}
 	}
 	if err != 0 {
 		return err
 	}
 	return c.replyCreate(n, fd, in.Flags, &out)
+}
+
+// createNew makes a regular file that did not exist, and its node.
+func (c *call) createNew(dir *inode, name judged, flags int, v overlay, a *fusewire.Attr) (n *inode, fd int, err errno) {
+	one := ledger.Delta{Inodes: 1}
+	x := c.changeNames(dir, nil, 0)
+	defer func() {
+		x.made(dir, name, one, err)
+		x.done()
+	}()
+	if err := x.room(dir, name, one); err != 0 {
+		return nil, -1, err
+	}
+	if fd, err = c.newFile(dir, name, flags, v); err != 0 {
+		return nil, -1, err
+	}
+	n, err = c.pinFile(dir, fd, a)
+	n, err = c.settle(n, v, a, err)
+	if err != 0 {
+		_ = unlinkat(dir.fd, name.Ptr(), 0)
+		closeFd(fd)
+	}
+	return n, fd, err
 }
 
 // settle ends the making of a node whose overlay has been written as v.
@@ -219,12 +234,17 @@ func (c *call) tmpfile(dir *inode, flags int, in *fusewire.CreateIn) errno {
 	if err != 0 {
 		return err
 	}
-	fd, err := openNameless(dir, flags, c.s.hostMode(v.mode)&0o1777)
+	done, err := c.chargeNameless(dir)
 	if err != 0 {
 		return err
 	}
 	var out fusewire.EntryOut
 	var n *inode
+	defer func() { done(n) }()
+	fd, err := openNameless(dir, flags, c.s.hostMode(v.mode)&0o1777)
+	if err != 0 {
+		return err
+	}
 	if err = c.imprint(fd, v); err == 0 {
 		n, err = c.pinFile(dir, fd, &out.Attr)
 		n, err = c.settle(n, v, &out.Attr, err)

@@ -132,7 +132,13 @@ func (c *call) write(h *handle, in *fusewire.WriteIn) errno {
 			return err
 		}
 	}
-	done, err := c.writeAll(h.fd, in.Offset, int(in.Size), flags)
+	var done int
+	var err errno
+	if c.s.quota.counts(h.node) {
+		done, err = c.countedWrite(h, in.Offset, int(in.Size), flags)
+	} else {
+		done, err = c.writeAll(h.fd, in.Offset, int(in.Size), flags)
+	}
 	if err != 0 {
 		return err
 	}
@@ -193,8 +199,25 @@ func (c *call) opFallocate() errno {
 			return err
 		}
 	}
-	h.node.noteSize(in.Offset + in.Length)
-	return fallocate(h.fd, in.Mode, in.Offset, in.Length)
+	z, err := c.changeSize(h.node, h.fd, false)
+	if err != 0 {
+		return err
+	}
+	end := in.Offset + in.Length
+	switch {
+	case in.Mode&unix.FALLOC_FL_KEEP_SIZE == 0:
+		err = z.grow(end)
+	case in.Mode&unix.FALLOC_FL_PUNCH_HOLE == 0 && z.reserves(end):
+		err = unix.EOPNOTSUPP
+	}
+	if err != 0 {
+		z.abandon()
+		return err
+	}
+	h.node.noteSize(end)
+	err = fallocate(h.fd, in.Mode, in.Offset, in.Length)
+	z.done(c)
+	return err
 }
 
 // copyMax keeps the count of one COPY_FILE_RANGE within its 32-bit reply and
@@ -229,9 +252,24 @@ func (c *call) opCopyFileRange() errno {
 			return err
 		}
 	}
+	if err := fstat(from.node.quick, from.fd, &c.st); err != 0 {
+		return err
+	}
+	z, err := c.changeSize(to.node, to.fd, false)
+	if err != 0 {
+		return err
+	}
+	if there := uint64(c.st.Size); in.OffIn < there {
+		err = z.grow(in.OffOut + min(in.Len, there-in.OffIn))
+	}
+	if err != 0 {
+		z.abandon()
+		return err
+	}
 	c.offs = [2]int64{int64(in.OffIn), int64(in.OffOut)}
 	to.node.noteSize(in.OffOut + in.Len)
 	n, err := copyFileRange(from.fd, &c.offs[0], to.fd, &c.offs[1], in.Len)
+	z.done(c)
 	if err != 0 {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/microsandbox-go/microsandbox/internal/fusewire"
+	"github.com/microsandbox-go/microsandbox/internal/ledger"
 )
 
 func (c *call) opLookup() errno {
@@ -145,7 +146,7 @@ func (c *call) pin(dir *inode, name judged, a *fusewire.Attr) (*inode, errno) {
 		c.s.release()
 		return nil, err
 	}
-	return c.adopt(dir, fd, a)
+	return c.adopt(dir, fd, a, false)
 }
 
 // pinFile is pin for a file just made, through its descriptor: nobody can
@@ -159,12 +160,13 @@ func (c *call) pinFile(dir *inode, file int, a *fusewire.Attr) (*inode, errno) {
 		c.s.release()
 		return nil, err
 	}
-	return c.adopt(dir, fd, a)
+	return c.adopt(dir, fd, a, true)
 }
 
 // adopt makes an O_PATH descriptor, already charged to the budget, the inode
-// of a node, or finds that the node exists. dir is the parent.
-func (c *call) adopt(dir *inode, fd int, a *fusewire.Attr) (*inode, errno) {
+// of a node, or finds that the node exists. dir is the parent. ours says that the
+// file was just made here, perhaps without a name.
+func (c *call) adopt(dir *inode, fd int, a *fusewire.Attr, ours bool) (*inode, errno) {
 	if err := statxFd(fd, statxMask, &c.stx); err != 0 {
 		closeFd(fd)
 		c.s.release()
@@ -175,12 +177,26 @@ func (c *call) adopt(dir *inode, fd int, a *fusewire.Attr) (*inode, errno) {
 	}
 	n := c.spare
 	c.s.setInode(n, c.s.lastID.Add(1), fd, &c.stx)
+	counted := c.s.quota.counts(n) && !n.isDir()
+	if counted {
+		// From here on who takes the last name knows that we have it open.
+		c.s.quota.pin(n.key.ino)
+		if fstat(n.quick, fd, &c.st) != 0 || c.st.Nlink == 0 && !ours {
+			c.s.quota.unpin(n.key.ino, false, ledger.Delta{})
+			closeFd(fd)
+			c.s.release()
+			return nil, unix.ENOENT
+		}
+	}
 	n.submount = n.isDir() && (n.key.mnt != dir.key.mnt || n.key.dev != dir.key.dev)
 	got := c.se.nodes.add(n)
 	c.fresh = got == n
 	if c.fresh {
 		c.spare = nil
 	} else {
+		if counted {
+			c.s.quota.unpin(n.key.ino, false, ledger.Delta{})
+		}
 		closeFd(fd)
 		c.s.release()
 	}

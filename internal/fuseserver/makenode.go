@@ -4,6 +4,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/microsandbox-go/microsandbox/internal/fusewire"
+	"github.com/microsandbox-go/microsandbox/internal/ledger"
 )
 
 func (c *call) opMkdir() errno {
@@ -14,22 +15,23 @@ func (c *call) opMkdir() errno {
 			return nil, err
 		}
 		return c.claim(dir, name, v, a)
-	})
+	}, ledger.Delta{Bytes: ledger.Block, Inodes: 1})
 }
 
 func (c *call) opMknod() errno {
 	var in fusewire.MknodIn
 	rest, _ := fusewire.Decode(c.args, &in)
+	one := ledger.Delta{Inodes: 1}
 	mode := in.Mode & (unix.S_IFMT | 0o7777)
 	if mode&unix.S_IFMT == 0 {
 		mode |= unix.S_IFREG
 	}
 	switch mode & unix.S_IFMT {
 	case unix.S_IFREG:
-		return c.make(rest, mode, c.makeFile)
+		return c.make(rest, mode, c.makeFile, one)
 	case unix.S_IFIFO, unix.S_IFSOCK:
 		if c.s.virt == virtOff {
-			return c.make(rest, mode, c.makeSpecial)
+			return c.make(rest, mode, c.makeSpecial, one)
 		}
 	case unix.S_IFCHR, unix.S_IFBLK:
 		if c.s.virt == virtOff {
@@ -41,7 +43,7 @@ func (c *call) opMknod() errno {
 	return c.make(rest, mode, func(dir *inode, name judged, v overlay, a *fusewire.Attr) (*inode, errno) {
 		v.rdev = in.Rdev
 		return c.makeStandIn(dir, name, v, nil, a)
-	})
+	}, one)
 }
 
 func (c *call) opSymlink() errno {
@@ -61,7 +63,7 @@ func (c *call) opSymlink() errno {
 			return nil, err
 		}
 		return c.claim(dir, name, v, a)
-	})
+	}, ledger.Delta{Bytes: ledger.Rules{}.Link(int64(len(target) - 1)), Inodes: 1})
 }
 
 // maker makes one thing in a directory and returns its node, counted and
@@ -69,15 +71,16 @@ func (c *call) opSymlink() errno {
 type maker func(dir *inode, name judged, v overlay, a *fusewire.Attr) (*inode, errno)
 
 // make takes the name at the start of args, runs the maker and answers.
-func (c *call) make(args []byte, mode uint32, m maker) errno {
+func (c *call) make(args []byte, mode uint32, m maker, cost ledger.Delta) errno {
 	name, _, err := fusewire.TakeName(args)
 	if err != 0 {
 		return err
 	}
-	return c.makeNamed(name, mode, m)
+	return c.makeNamed(name, mode, m, cost)
 }
 
-func (c *call) makeNamed(name judged, mode uint32, m maker) errno {
+// makeNamed charges cost for the new thing, and what its directory grows by.
+func (c *call) makeNamed(name judged, mode uint32, m maker, cost ledger.Delta) errno {
 	dir, err := c.dir()
 	if err != 0 {
 		return err
@@ -91,7 +94,13 @@ func (c *call) makeNamed(name judged, mode uint32, m maker) errno {
 		return err
 	}
 	var out fusewire.EntryOut
-	n, err := m(dir, name, v, &out.Attr)
+	var n *inode
+	x := c.changeNames(dir, nil, 0)
+	if err = x.room(dir, name, cost); err == 0 {
+		n, err = m(dir, name, v, &out.Attr)
+	}
+	x.made(dir, name, cost, err)
+	x.done()
 	if err != 0 {
 		return err
 	}

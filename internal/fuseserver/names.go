@@ -4,6 +4,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/microsandbox-go/microsandbox/internal/fusewire"
+	"github.com/microsandbox-go/microsandbox/internal/ledger"
 )
 
 func (c *call) opUnlink() errno { return c.remove(0) }
@@ -20,7 +21,16 @@ func (c *call) remove(flags int) errno {
 		return err
 	}
 	defer dir.drop()
-	return unlinkat(dir.fd, name.Ptr(), flags)
+	x, err := c.takeName(dir, nil, dir, name)
+	if err != 0 {
+		return err
+	}
+	defer x.done()
+	if err := unlinkat(dir.fd, name.Ptr(), flags); err != 0 {
+		return err
+	}
+	x.lost()
+	return 0
 }
 
 func (c *call) opRename() errno {
@@ -58,7 +68,40 @@ func (c *call) rename(newDir uint64, flags uint32, names []byte) errno {
 		return err
 	}
 	defer target.drop()
-	return renameat2(dir.fd, from.Ptr(), target.fd, to.Ptr(), flags)
+	var x *nameChange
+	if flags == 0 {
+		if x, err = c.takeName(dir, target, target, to); err != 0 {
+			return err
+		}
+	} else {
+		x = c.changeNames(dir, target, 0)
+	}
+	defer x.done()
+	if err := x.grow(target, to, ledger.Delta{}); err != 0 {
+		return err
+	}
+	if err := renameat2(dir.fd, from.Ptr(), target.fd, to.Ptr(), flags); err != 0 {
+		return err
+	}
+	x.lost()
+	return 0
+}
+
+// linkNode makes the name of a node. The first one of a file made without costs
+// nothing: it has been charged.
+func (c *call) linkNode(old, dir *inode, name judged) errno {
+	x := c.changeNames(dir, nil, old.key.ino)
+	defer x.done()
+	one := ledger.Delta{Inodes: 1}
+	if err := x.grow(dir, name, one); err != 0 {
+		return err
+	}
+	err := linkat(c.s.proc, c.procName(old.fd), dir.fd, name.Ptr(), unix.AT_SYMLINK_FOLLOW)
+	if err == 0 && x != nil && x.q.w.Named(old.key.ino) {
+		one.Inodes = 0
+	}
+	x.made(dir, name, one, err)
+	return err
 }
 
 // opLink gives a node another name. The descriptor is named through
@@ -80,7 +123,7 @@ func (c *call) opLink() errno {
 		return err
 	}
 	defer old.drop()
-	if err := linkat(c.s.proc, c.procName(old.fd), dir.fd, name.Ptr(), unix.AT_SYMLINK_FOLLOW); err != 0 {
+	if err := c.linkNode(old, dir, name); err != 0 {
 		return err
 	}
 	n := c.se.nodes.known(old.key)

@@ -40,6 +40,13 @@ func (c *call) openFile(n *inode, flags int, kill uint32) (int, errno) {
 			return -1, err
 		}
 	}
+	if flags&unix.O_TRUNC != 0 {
+		z, err := c.changeSize(n, n.fd, true)
+		if err != 0 {
+			return -1, err
+		}
+		defer z.done(c)
+	}
 	if c.s.readonly {
 		fd, err := c.openNode(n, flags|unix.O_NOATIME)
 		if err != unix.EPERM {

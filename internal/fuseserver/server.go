@@ -31,6 +31,7 @@ type Server struct {
 	xattrat   bool   // the kernel has the *xattrat calls
 	stripes   [64]sync.Mutex
 	work      *workers
+	quota     *quota // nil: nothing is counted
 	closeOnce sync.Once
 
 	nodeBudget, budget int64         // descriptors for nodes; for nodes and handles
@@ -85,7 +86,11 @@ func New(cfg Config) (*Server, error) {
 	s.valid = validities[s.cache]
 	s.lastID.Store(rootID)
 	s.work = newWorkers(s)
-	if err := s.open(); err != nil {
+	err = s.open()
+	if err == nil && cfg.Ledger != nil && !s.readonly {
+		s.quota, err = newQuota(s, cfg.Ledger)
+	}
+	if err != nil {
 		_ = s.Close()
 		return nil, err
 	}
@@ -151,6 +156,9 @@ func (s *Server) Close() error {
 	s.closeOnce.Do(func() {
 		s.endSession()
 		s.work.close()
+		if s.quota != nil {
+			s.quota.close()
+		}
 		for _, fd := range []int{s.root, s.proc} {
 			if fd >= 0 {
 				closeFd(fd)
@@ -219,6 +227,10 @@ func (s *Server) release() { s.fds.Add(-1) }
 
 // closeNode is called by the last user of an inode.
 func (s *Server) closeNode(n *inode) {
+	if s.quota != nil {
+		s.quota.closed(n, func() { s.closeLater(n.fd, n) })
+		return
+	}
 	s.closeLater(n.fd, n)
 }
 

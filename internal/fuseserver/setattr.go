@@ -162,6 +162,20 @@ func (c *call) setSize(n *inode, in *fusewire.SetattrIn) errno {
 			return err
 		}
 	}
+	z, err := c.changeSize(n, n.fd, true)
+	if err != 0 {
+		return err
+	}
+	if err := z.grow(in.Size); err != 0 {
+		z.abandon()
+		return err
+	}
+	defer z.done(c)
+	return c.truncate(n, in)
+}
+
+// truncate is setSize after everything has been judged.
+func (c *call) truncate(n *inode, in *fusewire.SetattrIn) errno {
 	if in.Valid&fusewire.FattrFh != 0 {
 		h, err := c.se.handles.get(in.Fh, n.id, false)
 		if err != 0 {

@@ -134,6 +134,11 @@ func (c *call) opSetxattr() errno {
 		return err
 	}
 	defer n.drop()
+	done, err := c.changeXattrs(n, len(name)-1+int(in.Size))
+	if err != 0 {
+		return err
+	}
+	defer done()
 	return c.nodeSetxattr(n, &name[0], value[:in.Size], in.Flags)
 }
 
@@ -150,6 +155,11 @@ func (c *call) opRemovexattr() errno {
 		return err
 	}
 	defer n.drop()
+	done, err := c.changeXattrs(n, 0)
+	if err != 0 {
+		return err
+	}
+	defer done()
 	return c.nodeRemovexattr(n, &name[0])
 }
 

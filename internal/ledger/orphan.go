@@ -43,7 +43,36 @@ func (w *Writer) Released(ino uint64) {
 	w.disown(ino, charge)
 	w.since++
 	w.free(charge)
-	_ = w.trim() // a failure leaves too much charged; the next write mends it
+	// A failure leaves too much charged; the next write mends it.
+	if w.me.flags&flagActive == 0 {
+		_ = w.settle()
+	} else {
+		_ = w.trim()
+	}
+}
+
+// Recount says what an orphan that this writer counts is charged by now: it may
+// have grown or shrunk, which was charged or refunded by an operation. It does
+// nothing for any other inode.
+func (w *Writer) Recount(ino uint64, charge Delta) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if old, ok := w.orphans[ino]; ok {
+		w.orphans[ino] = charge
+		w.me.orphans = w.me.orphans.Plus(charge).Minus(old)
+	}
+}
+
+// Named says that an inode made without a name has got its first: it stays
+// charged, and is an orphan no more. It reports whether it was one.
+func (w *Writer) Named(ino uint64) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	charge, ok := w.orphans[ino]
+	if ok {
+		w.disown(ino, charge)
+	}
+	return ok
 }
 
 // free gives back what was deleted: at once if no other server lives, else when

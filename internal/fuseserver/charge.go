@@ -1,0 +1,365 @@
+package fuseserver
+
+import (
+	"math"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/microsandbox-go/microsandbox/internal/ledger"
+)
+
+// sizeChange is a change of a file's size, from look to look.
+type sizeChange struct {
+	q      *quota
+	n      *inode
+	stripe *sizeStripe
+	op     ledger.Op
+	before int64 // charge
+	st     unix.Stat_t
+	fd     int
+}
+
+// changeSize begins a change of the size of what fd has open. shrinks says that
+// the file may become shorter.
+func (c *call) changeSize(n *inode, fd int, shrinks bool) (*sizeChange, errno) {
+	q := c.s.quota
+	if !q.counts(n) {
+		return nil, 0
+	}
+	if shrinks {
+		time.Sleep(joinPause - time.Since(q.born)) // see aloneFor
+	}
+	z := &sizeChange{q: q, n: n, stripe: q.stripe(n), fd: fd}
+	z.stripe.Lock()
+	if shrinks || !q.isAlone() {
+		z.op = q.w.Lock(n.key.ino)
+	} else {
+		z.op = q.w.Lock() // the stripe keeps all others out
+	}
+	if err := fstat(n.quick, fd, &z.st); err != 0 {
+		z.abandon()
+		return nil, err
+	}
+	if !z.op.Late() {
+		z.before = q.file(c, fd, &z.st)
+	}
+	return z, 0
+}
+
+// grow charges what it costs that the file reaches to end. ENOSPC: it does not
+// fit, and nothing may be done.
+func (z *sizeChange) grow(end uint64) errno {
+	if z == nil || end <= uint64(z.st.Size) {
+		return 0
+	}
+	return z.q.grow(&z.op, ledger.Delta{Bytes: z.q.rules.File(int64(min(end, math.MaxInt64))) - z.before})
+}
+
+// grow charges what an operation may add. Where that is too much, others may have
+// deleted something and wait for our word that it is not open here.
+func (q *quota) grow(op *ledger.Op, d ledger.Delta) errno {
+	err := refusal(op.Grow(d))
+	if err == unix.ENOSPC && !q.isAlone() && q.look() == nil {
+		err = refusal(op.Grow(d))
+	}
+	return err
+}
+
+// reserves reports whether space up to end would be reserved beyond the file's
+// end, which nothing here counts, on a volume that has a limit.
+func (z *sizeChange) reserves(end uint64) bool {
+	return z != nil && end > uint64(z.st.Size) && z.q.w.Limited()
+}
+
+// done looks again and ends the change.
+func (z *sizeChange) done(c *call) {
+	if z == nil {
+		return
+	}
+	var st unix.Stat_t
+	after := z.before
+	if fstat(z.n.quick, z.fd, &st) == 0 {
+		after = z.q.file(c, z.fd, &st)
+	}
+	z.end(st.Size, after)
+}
+
+// grown ends a change after which the file is size bytes long.
+func (z *sizeChange) grown(size int64) { z.end(size, z.q.rules.File(size)) }
+
+func (z *sizeChange) end(size, after int64) {
+	_ = z.op.Done(ledger.Delta{Bytes: after - z.before})
+	if size < z.st.Size {
+		z.stripe.era++
+	}
+	z.stripe.Unlock()
+}
+
+// abandon ends a change that did nothing.
+func (z *sizeChange) abandon() {
+	if z != nil {
+		_ = z.op.Done(ledger.Delta{})
+		z.stripe.Unlock()
+	}
+}
+
+// countedWrite is writeAll on a volume whose use is counted. A write inside the
+// file costs no system call more and is never refused.
+func (c *call) countedWrite(h *handle, off uint64, size int, flags uintptr) (done int, err errno) {
+	q := c.s.quota
+	if flags&rwfAppend == 0 {
+		stripe := q.stripe(h.node)
+		stripe.RLock()
+		if h.inside >= off+uint64(size) && h.era == stripe.era && q.isAlone() {
+			done, err = c.writeAll(h.fd, off, size, flags)
+			stripe.RUnlock()
+			return done, err
+		}
+		stripe.RUnlock()
+	}
+	z, err := c.changeSize(h.node, h.fd, false)
+	if err != 0 {
+		return 0, err
+	}
+	end := off + uint64(size)
+	if flags&rwfAppend != 0 {
+		end = uint64(z.st.Size) + uint64(size)
+	}
+	if size == 0 {
+		end = 0
+	}
+	if err := z.grow(end); err != 0 {
+		z.abandon()
+		return 0, err
+	}
+	done, err = c.writeAll(h.fd, off, size, flags)
+	if err == 0 && done == size && flags&rwfAppend == 0 && end > uint64(z.st.Size) && !z.op.Late() {
+		h.inside, h.era = end, z.stripe.era
+		z.grown(int64(end))
+		return done, 0
+	}
+	if err == 0 && end <= uint64(z.st.Size) {
+		h.inside, h.era = uint64(z.st.Size), z.stripe.era
+	}
+	z.done(c)
+	return done, err
+}
+
+// nameChange is a change of names in one or two directories, by which a victim
+// may lose one.
+type nameChange struct {
+	q      *quota
+	op     ledger.Op
+	dirs   [2]*inode
+	before [2]int64
+	victim int // O_PATH descriptor, -1: none
+	st     unix.Stat_t
+	charge ledger.Delta // of the victim, with one name
+	actual ledger.Delta
+
+	deleted bool // the victim has no name left
+}
+
+// changeNames begins a change of names in dir and, if it is not nil, other. more
+// is a further inode that changes, 0 for none.
+func (c *call) changeNames(dir, other *inode, more uint64) *nameChange {
+	q := c.s.quota
+	if !q.counts(dir) {
+		return nil
+	}
+	x := &nameChange{q: q, dirs: [2]*inode{dir, other}, victim: -1}
+	x.lock(more)
+	return x
+}
+
+// lock begins the operation and looks at the directories.
+func (x *nameChange) lock(more uint64) {
+	inos := []uint64{x.dirs[0].key.ino}
+	if x.dirs[1] != nil {
+		inos = append(inos, x.dirs[1].key.ino)
+	}
+	if more != 0 {
+		inos = append(inos, more)
+	}
+	x.op = x.q.w.Lock(inos...)
+	for i, d := range x.dirs {
+		x.before[i] = x.dirSize(d)
+	}
+}
+
+func (x *nameChange) dirSize(d *inode) int64 {
+	var st unix.Stat_t
+	if d == nil || !x.q.rules.DirSizes || fstat(d.quick, d.fd, &st) != 0 {
+		return 0
+	}
+	return x.q.rules.Dir(st.Size)
+}
+
+// takeName is changeNames for a change that takes what a name in at means, if it
+// means anything: dir, or other, is at.
+func (c *call) takeName(dir, other, at *inode, name judged) (*nameChange, errno) {
+	q := c.s.quota
+	if !q.counts(dir) {
+		return nil, 0
+	}
+	for range 100 { // somebody else may be faster, but not for ever
+		x := &nameChange{q: q, dirs: [2]*inode{dir, other}, victim: -1}
+		fd, err := openat(at.fd, name.Ptr(), unix.O_PATH|unix.O_NOFOLLOW, 0)
+		if err != 0 && err != unix.ENOENT {
+			return nil, err
+		}
+		if err == 0 {
+			x.victim = fd
+			if err := fstat(false, fd, &x.st); err != 0 {
+				closeFd(fd)
+				return nil, err
+			}
+		}
+		x.lock(x.st.Ino)
+		if x.settled(at, name) {
+			return x, 0
+		}
+		x.done()
+	}
+	return nil, unix.EBUSY
+}
+
+// settled reports whether the name means what is locked, and looks at that.
+func (x *nameChange) settled(at *inode, name judged) bool {
+	var now unix.Stat_t
+	err := unix.Fstatat(at.fd, name.String(), &now, unix.AT_SYMLINK_NOFOLLOW)
+	if x.victim < 0 {
+		return err != nil
+	}
+	if err != nil || now.Ino != x.st.Ino || now.Dev != x.st.Dev || fstat(false, x.victim, &x.st) != 0 {
+		return false
+	}
+	x.charge = x.q.charge(x.victim, &x.st)
+	return true
+}
+
+// grow charges one more name, and d.
+func (x *nameChange) grow(at *inode, name judged, d ledger.Delta) errno {
+	if x == nil {
+		return 0
+	}
+	most := d
+	most.Bytes += x.q.rules.DirGrowth(at.fd, len(name.Bytes()), false)
+	err := x.q.grow(&x.op, most)
+	if err == unix.ENOSPC && most != d {
+		d.Bytes += x.q.rules.DirGrowth(at.fd, len(name.Bytes()), true)
+		err = x.q.grow(&x.op, d)
+	}
+	return err
+}
+
+// room is grow for something that is to be made: where the name is taken, that is
+// what the guest is told, and not that there is no room.
+func (x *nameChange) room(at *inode, name judged, d ledger.Delta) errno {
+	err := x.grow(at, name, d)
+	var st unix.Stat_t
+	if err == unix.ENOSPC && unix.Fstatat(at.fd, name.String(), &st, unix.AT_SYMLINK_NOFOLLOW) == nil {
+		return unix.EEXIST
+	}
+	return err
+}
+
+// made notes what a new name costs, if err says that it was made; after a failure
+// it may be there all the same.
+func (x *nameChange) made(at *inode, name judged, d ledger.Delta, err errno) {
+	if x == nil {
+		return
+	}
+	var st unix.Stat_t
+	if err == 0 || err != unix.EEXIST && unix.Fstatat(at.fd, name.String(), &st, unix.AT_SYMLINK_NOFOLLOW) == nil {
+		x.actual = x.actual.Plus(d)
+	}
+}
+
+// lost notes what the victim lost.
+func (x *nameChange) lost() {
+	if x == nil || x.victim < 0 || uint64(x.st.Dev) != x.q.dev {
+		return
+	}
+	names := int64(x.st.Nlink)
+	if fstat(false, x.victim, &x.st) != 0 {
+		return
+	}
+	switch left := int64(x.st.Nlink); {
+	case x.st.Mode&unix.S_IFMT == unix.S_IFDIR:
+		if left == 0 {
+			x.actual = x.actual.Minus(x.charge)
+		}
+	case left > 0:
+		x.actual.Inodes -= max(0, names-left)
+	default:
+		x.actual.Inodes -= max(0, names-1)
+		x.q.orphaned(&x.op, x.st.Ino, x.charge)
+		x.deleted = true
+	}
+}
+
+// done ends the change.
+func (x *nameChange) done() {
+	if x == nil {
+		return
+	}
+	for i, d := range x.dirs {
+		if i == 0 || d != x.dirs[0] {
+			x.actual.Bytes += x.dirSize(d) - x.before[i]
+		}
+	}
+	_ = x.op.Done(x.actual)
+	if x.victim >= 0 {
+		closeFd(x.victim)
+	}
+	if x.deleted && !x.q.isAlone() {
+		_ = x.q.look() // so that the space is there again as soon as the others have looked
+	}
+}
+
+// chargeNameless charges a file that gets no name. done is told its node, which
+// is held, or nil if there is none.
+func (c *call) chargeNameless(dir *inode) (done func(*inode), err errno) {
+	q := c.s.quota
+	if !q.counts(dir) {
+		return func(*inode) {}, 0
+	}
+	op := q.w.Lock()
+	one := ledger.Delta{Inodes: 1}
+	if err := q.grow(&op, one); err != 0 {
+		_ = op.Done(ledger.Delta{})
+		return nil, err
+	}
+	return func(n *inode) {
+		if n == nil {
+			_ = op.Done(ledger.Delta{})
+			return
+		}
+		q.orphaned(&op, n.key.ino, one)
+		_ = op.Done(one)
+	}, 0
+}
+
+// changeXattrs begins a change of a node's attributes, by at most n bytes more.
+// The result ends it.
+func (c *call) changeXattrs(n *inode, more int) (done func(), err errno) {
+	q := c.s.quota
+	if !q.counts(n) || !n.openable() {
+		return func() {}, 0
+	}
+	op := q.w.Lock(n.key.ino)
+	sum := c.countXattrs(n.fd, n.format)
+	before := q.rules.Xattrs(sum)
+	if op.Late() {
+		before = 0
+	}
+	if err := q.grow(&op, ledger.Delta{Bytes: q.rules.Xattrs(sum+int64(more)) - before}); more > 0 && err != 0 {
+		_ = op.Done(ledger.Delta{})
+		return nil, err
+	}
+	return func() {
+		_ = op.Done(ledger.Delta{Bytes: q.rules.Xattrs(c.countXattrs(n.fd, n.format)) - before})
+	}, 0
+}

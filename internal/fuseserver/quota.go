@@ -1,0 +1,324 @@
+package fuseserver
+
+import (
+	"encoding/binary"
+	"errors"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/fusewire"
+	"github.com/microsandbox-go/microsandbox/internal/ledger"
+)
+
+const (
+	// pollEvery is how often the ledger's owner must look at it.
+	pollEvery = 100 * time.Millisecond
+	// aloneFor is how long after a look it is believed that no other server
+	// writes. A new server cuts no file for joinPause after it began, so that all
+	// others have looked meanwhile.
+	aloneFor  = 250 * time.Millisecond
+	joinPause = 400 * time.Millisecond
+)
+
+// quota charges what this server changes to the volume's ledger. A nil one
+// counts nothing.
+//
+// Sizes are guarded by stripes of its own: a write inside a file's size holds its
+// stripe for reading and needs no system call more, as long as no other server
+// lives that could cut the file meanwhile; whatever changes a size holds it for
+// writing. Other servers are kept out by the ledger's lock of the inode.
+type quota struct {
+	s     *Server
+	w     *ledger.Writer
+	rules ledger.Rules
+	dev   uint64
+	born  time.Time
+	sizes [64]sizeStripe
+	pins  [64]pinShard
+	alone atomic.Int64 // ns since born of the last look that found no other server; 0: there is one
+	calls sync.Pool    // of *call
+	stop  chan struct{}
+	done  sync.WaitGroup
+
+	looking sync.Mutex // one look at the ledger at a time
+}
+
+// sizeStripe guards the sizes of some inodes.
+type sizeStripe struct {
+	sync.RWMutex
+	era uint64 // counts what may have made a file shorter; guarded by the stripe
+}
+
+// pinShard counts the nodes of inodes: who has one keeps its bytes on the disk.
+type pinShard struct {
+	mu sync.Mutex
+	m  map[uint64]int32 // by inode number, guarded by mu
+}
+
+// newQuota takes a place in the ledger that f is. It owns f from then on.
+func newQuota(s *Server, f *os.File) (*quota, error) {
+	q := &quota{s: s, dev: s.rootDev, born: time.Now(), stop: make(chan struct{})}
+	for i := range q.pins {
+		q.pins[i].m = map[uint64]int32{}
+	}
+	var err error
+	if q.rules, err = ledger.RulesOf(s.root); err != nil {
+		return nil, os.NewSyscallError("fstatfs share", err)
+	}
+	if q.w, err = ledger.NewWriter(f, ledger.Options{Server: true, Orphans: q.orphans}); err != nil {
+		return nil, err
+	}
+	q.done.Add(1)
+	go q.poll()
+	return q, nil
+}
+
+// close gives the place up. No request may be running.
+func (q *quota) close() {
+	close(q.stop)
+	q.done.Wait()
+	if err := q.w.Close(); err != nil {
+		q.s.logf("ledger: %v", err)
+	}
+}
+
+// poll looks at the ledger as it must be, and learns who else writes.
+func (q *quota) poll() {
+	defer q.done.Done()
+	tick := time.NewTicker(pollEvery)
+	defer tick.Stop()
+	var last error
+	for {
+		select {
+		case <-q.stop:
+			return
+		case <-tick.C:
+		}
+		at := time.Since(q.born)
+		err := q.look()
+		if err != nil && (last == nil || err.Error() != last.Error()) {
+			q.s.logf("ledger: %v", err)
+		}
+		last = err
+		st, err := q.w.Usage()
+		if err != nil || st.Writers > 1 {
+			at = 0
+		}
+		if was := q.alone.Swap(int64(at)); (was == 0) != (at == 0) {
+			q.newEra()
+		}
+	}
+}
+
+// look looks at the ledger: it answers others, and tells them what was deleted.
+func (q *quota) look() error {
+	q.looking.Lock()
+	defer q.looking.Unlock()
+	return q.w.Poll()
+}
+
+// newEra forgets what is known about sizes.
+func (q *quota) newEra() {
+	for i := range q.sizes {
+		q.sizes[i].Lock()
+		q.sizes[i].era++
+		q.sizes[i].Unlock()
+	}
+}
+
+// isAlone reports whether no other server can change the size of a file now.
+func (q *quota) isAlone() bool {
+	at := q.alone.Load()
+	return at != 0 && time.Since(q.born)-time.Duration(at) < aloneFor
+}
+
+func (q *quota) stripe(n *inode) *sizeStripe { return &q.sizes[n.key.ino%uint64(len(q.sizes))] }
+
+// counts reports whether an inode is one of the volume: other file systems may be
+// mounted below it.
+func (q *quota) counts(n *inode) bool { return q != nil && n.key.dev == q.dev }
+
+// refusal turns an error of the ledger into what the guest is told.
+func refusal(err error) errno {
+	var full *errdefs.QuotaError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &full):
+		return unix.ENOSPC
+	}
+	return unix.EIO
+}
+
+// limitSpace shows the limits instead of the host's file system, as far as they
+// leave less.
+func (q *quota) limitSpace(out *fusewire.StatfsOut) {
+	u, err := q.w.Usage()
+	if err != nil {
+		return
+	}
+	if u.Limits.Bytes > 0 {
+		unit := int64(out.Frsize)
+		free := uint64(max(0, u.Limits.Bytes-u.Used.Bytes) / unit)
+		out.Blocks = uint64(u.Limits.Bytes / unit)
+		out.Bfree, out.Bavail = min(free, out.Bfree), min(free, out.Bavail)
+	}
+	if u.Limits.Inodes > 0 {
+		out.Files = uint64(u.Limits.Inodes)
+		out.Ffree = min(uint64(max(0, u.Limits.Inodes-u.Used.Inodes)), out.Ffree)
+	}
+}
+
+// pin counts a new node; unpin its end, with the charge that the inode has if it
+// has no name left.
+func (q *quota) pin(ino uint64) {
+	p := &q.pins[ino%uint64(len(q.pins))]
+	p.mu.Lock()
+	p.m[ino]++
+	p.mu.Unlock()
+}
+
+func (q *quota) unpin(ino uint64, nameless bool, charge ledger.Delta) {
+	p := &q.pins[ino%uint64(len(q.pins))]
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.m[ino]--; p.m[ino] > 0 {
+		return
+	}
+	delete(p.m, ino)
+	if nameless {
+		q.w.Recount(ino, charge)
+		q.w.Released(ino)
+	}
+}
+
+// orphaned tells the ledger that an inode lost its last name, or was made without
+// one.
+func (q *quota) orphaned(op *ledger.Op, ino uint64, charge ledger.Delta) {
+	p := &q.pins[ino%uint64(len(q.pins))]
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	op.Orphan(ino, charge, p.m[ino] > 0)
+}
+
+// closed is called with the last reference of a node, whose descriptor is open
+// still; then is closes it.
+func (q *quota) closed(n *inode, then func()) {
+	if !q.counts(n) || n.isDir() || n.id == rootID {
+		then()
+		return
+	}
+	st := new(unix.Stat_t)
+	nameless := fstat(n.quick, n.fd, st) == 0 && st.Nlink == 0
+	var charge ledger.Delta
+	if nameless {
+		charge = q.charge(n.fd, st)
+	}
+	then()
+	q.unpin(n.key.ino, nameless, charge)
+}
+
+// orphans visits all inodes that are open here and have no name.
+func (q *quota) orphans(visit func(ino uint64, charge ledger.Delta)) {
+	se := q.s.session.Load()
+	if se == nil {
+		return
+	}
+	st := new(unix.Stat_t)
+	for _, n := range se.nodes.hold() {
+		if q.counts(n) && !n.isDir() && fstat(n.quick, n.fd, st) == 0 && st.Nlink == 0 {
+			visit(n.key.ino, q.charge(n.fd, st))
+		}
+		n.drop()
+	}
+}
+
+// charge is that of an open inode, with one name.
+func (q *quota) charge(fd int, st *unix.Stat_t) ledger.Delta {
+	c, _ := q.calls.Get().(*call) // for its arguments of system calls
+	if c == nil {
+		c = &call{s: q.s}
+	}
+	defer q.calls.Put(c)
+	d := q.rules.Inode(st, q.standIn(c, fd, st), c.countXattrs(fd, st.Mode))
+	d.Inodes = 1
+	return d
+}
+
+// file is the charge of a regular file's content.
+func (q *quota) file(c *call, fd int, st *unix.Stat_t) int64 {
+	if q.standIn(c, fd, st) {
+		return q.rules.Link(st.Size)
+	}
+	return q.rules.File(st.Size)
+}
+
+// standIn reports whether a file counts as a symlink, which only matters if its
+// target is short.
+func (q *quota) standIn(c *call, fd int, st *unix.Stat_t) bool {
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size <= 0 || st.Size > ledger.InlineLink {
+		return false
+	}
+	var b [overlaySize + 1]byte
+	n, err := c.fdGetxattr(fd, &overlayName[0], b[:])
+	if err != 0 {
+		return false
+	}
+	return n == overlaySize && binary.LittleEndian.Uint32(b[12:])&unix.S_IFMT == unix.S_IFLNK
+}
+
+// countXattrs is the sum of the lengths of an inode's attributes that count.
+func (c *call) countXattrs(fd int, mode uint32) (sum int64) {
+	if t := mode & unix.S_IFMT; t != unix.S_IFREG && t != unix.S_IFDIR {
+		return 0
+	}
+	b := make([]byte, 256)
+	n, err := c.fdListxattr(fd, b)
+	if err == unix.ERANGE {
+		b = make([]byte, 64<<10)
+		n, err = c.fdListxattr(fd, b)
+	}
+	if err != 0 || n <= 0 {
+		return 0
+	}
+	for _, name := range strings.Split(strings.TrimSuffix(string(b[:n]), "\x00"), "\x00") {
+		if !ledger.CountedXattr(name) {
+			continue
+		}
+		z := append([]byte(name), 0)
+		if size, err := c.fdGetxattr(fd, &z[0], nil); err == 0 {
+			sum += int64(len(name) + size)
+		}
+	}
+	return sum
+}
+
+// fdGetxattr and fdListxattr are for any descriptor of a file or directory.
+func (c *call) fdGetxattr(fd int, name *byte, b []byte) (int, errno) {
+	n := inode{srv: c.s, fd: fd, format: unix.S_IFREG}
+	return c.nodeGetxattr(&n, name, b)
+}
+
+func (c *call) fdListxattr(fd int, b []byte) (int, errno) {
+	n := inode{srv: c.s, fd: fd, format: unix.S_IFREG}
+	return c.nodeListxattr(&n, b)
+}
+
+// hold returns all nodes, each with a reference.
+func (t *nodeTable) hold() (all []*inode) {
+	for i := range t.byKey {
+		s := &t.byKey[i]
+		s.mu.Lock()
+		for _, n := range s.nodes.all() {
+			all = append(all, n.hold())
+		}
+		s.mu.Unlock()
+	}
+	return all
+}
