@@ -13,7 +13,10 @@ import (
 //	0     magic, version
 //	64    limits, 2 x 64
 //	256   base, 2 x 128
-//	1024  slots, 64 x 2 x 192; those beyond the first page when they are needed
+//	1024  slots, 64 x 2 x 256; those beyond the first page when they are needed
+//
+// Both copies of a record lie in one sector of 512 bytes, which a disk writes as a
+// whole or not at all.
 const (
 	magic      = "msbledg\x01"
 	limitsOff  = 64
@@ -21,7 +24,7 @@ const (
 	baseOff    = 256
 	baseSize   = 128
 	slotsOff   = 1024
-	slotSize   = 192
+	slotSize   = 256
 
 	// MaxWriters is how many writers a volume can have at the same time.
 	MaxWriters = 64
@@ -29,7 +32,7 @@ const (
 	// FormatSize is the length of a new ledger in bytes, maxSize that of one
 	// with all slots.
 	FormatSize = 4096
-	maxSize    = slotsOff + MaxWriters*2*slotSize
+	maxSize    = (slotsOff + MaxWriters*2*slotSize + FormatSize - 1) &^ (FormatSize - 1)
 
 	// maxValue bounds every number in a ledger: sums of all of them cannot
 	// overflow.
@@ -239,6 +242,7 @@ func (p *page) decode(b []byte) error {
 	if p.base, ok = decodeBase(b); !ok {
 		return errDamaged
 	}
+	had := p.n
 	p.n = min((len(b)-slotsOff)/(2*slotSize), MaxWriters)
 	for i := range p.n {
 		s := decodeSlot(b, i)
@@ -247,8 +251,8 @@ func (p *page) decode(b []byte) error {
 		}
 		p.slots[i] = s
 	}
-	for i := p.n; i < MaxWriters; i++ {
-		p.slots[i] = slot{gen: p.base.gen}
+	for i := p.n; i < had; i++ {
+		p.slots[i] = slot{}
 	}
 	return nil
 }
