@@ -13,6 +13,7 @@ import (
 
 	"github.com/microsandbox-go/microsandbox"
 	"github.com/microsandbox-go/microsandbox/internal/conformance"
+	"github.com/microsandbox-go/microsandbox/internal/conformance/guesttest"
 	"github.com/microsandbox-go/microsandbox/internal/vmtest"
 )
 
@@ -63,6 +64,7 @@ func TestSharedVolume(t *testing.T) {
 			s.runs(t, 0, "mappings", "/"+cache+"/"+dir, strconv.FormatBool(cache != "none"))
 		})
 	}
+	t.Run("none and always are directories like others", s.posix)
 }
 
 func always(volume string) microsandbox.MountConfig {
@@ -121,6 +123,30 @@ func refusesSharing(ctx context.Context, t *testing.T, one *microsandbox.Sandbox
 	if out, err := one.Shell(ctx, "echo kept >/alone/f && cat /alone/f"); err != nil || out.Stdout() != "kept\n" {
 		t.Errorf("the one that is alone: %v", err)
 	}
+}
+
+// posix runs the guest's tests without a cache in one guest and, in the other, on
+// the volume that it has alone.
+func (s *sharing) posix(t *testing.T) {
+	defer took(t, "posix", time.Now())
+	var wg sync.WaitGroup
+	for guest, dir := range []string{"/alone", "/none/" + s.place(t, "posix")} {
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), patience)
+			defer cancel()
+			env := map[string]string{guesttest.DirEnv: dir}
+			if guest == 1 {
+				env[guesttest.UnmappedEnv] = "1"
+			}
+			out, err := s.guests[guest].Exec(ctx, "/kit/guest.test", []string{"-test.v"}, microsandbox.WithExecEnv(env), microsandbox.WithExecTimeout(patience))
+			if err != nil {
+				t.Errorf("%s: %v", dir, err)
+			} else if passed := strings.Count(out.Stdout(), "--- PASS"); out.ExitCode() != 0 || passed < 20 {
+				t.Errorf("%s: exit code %d, %d passed\n%s%s", dir, out.ExitCode(), passed, tail(out.Stdout()), tail(out.Stderr()))
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // place makes an empty directory on the volume.

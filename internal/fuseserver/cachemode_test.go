@@ -12,19 +12,20 @@ import (
 // TestCacheModes: every reply says how long it may be kept, and every handle
 // what becomes of pages.
 func TestCacheModes(t *testing.T) {
+	const plus = w.InitReaddirplus | w.InitReaddirplusAuto
 	for mode, want := range map[string]struct {
 		sec       uint64
 		nsec      uint32
 		file, dir uint32
 		flags     w.InitFlags
 	}{
-		"auto":   {0, 900e6, 0, 0, w.InitAutoInvalData},
+		"auto":   {0, 900e6, 0, 0, w.InitAutoInvalData | plus},
 		"none":   {0, 0, w.FopenDirectIO, 0, w.InitAutoInvalData},
-		"always": {86400, 0, w.FopenKeepCache, w.FopenKeepCache | w.FopenCacheDir, w.InitCacheSymlinks},
+		"always": {86400, 0, w.FopenKeepCache, w.FopenKeepCache | w.FopenCacheDir, w.InitCacheSymlinks | plus},
 	} {
 		t.Run(mode, func(t *testing.T) {
 			s := newShare(t, func(c *Config) { c.Cache = mode })
-			if out := s.init(); w.InitFlags(out.Flags)&(w.InitAutoInvalData|w.InitCacheSymlinks) != want.flags {
+			if out := s.init(); w.InitFlags(out.Flags)&(w.InitAutoInvalData|w.InitCacheSymlinks|plus) != want.flags {
 				t.Errorf("flags %#x", out.Flags)
 			}
 			for what, e := range entryReplies(s) {

@@ -19,8 +19,7 @@ const (
 // guest owns sizes and times then, wrong for shared files), POSIX_ACL and
 // SECURITY_CTX (attributes that are refused), DAX.
 const granted = w.InitAsyncRead | w.InitBigWrites | w.InitParallelDirops | w.InitMaxPages |
-	w.InitAtomicOTrunc | w.InitReaddirplus | w.InitReaddirplusAuto | w.InitAsyncDIO |
-	w.InitHandleKillprivV2 | w.InitSubmounts | w.InitExt
+	w.InitAtomicOTrunc | w.InitAsyncDIO | w.InitHandleKillprivV2 | w.InitSubmounts | w.InitExt
 
 // opInit starts a session; one that is open already ends without DESTROY,
 // because its guest is gone.
@@ -54,12 +53,16 @@ func (c *call) opInit() errno {
 	return 0
 }
 
-// cacheFlags are the features that depend on who else may write.
+// cacheFlags are the features that depend on what the guest may keep. What
+// READDIRPLUS tells would be old when it arrives at a guest that keeps nothing.
 func (s *Server) cacheFlags() w.InitFlags {
-	if s.cache == cacheAlways {
-		return w.InitCacheSymlinks
+	switch s.cache {
+	case cacheNone:
+		return w.InitAutoInvalData
+	case cacheAlways:
+		return w.InitCacheSymlinks | w.InitReaddirplus | w.InitReaddirplusAuto
 	}
-	return w.InitAutoInvalData
+	return w.InitAutoInvalData | w.InitReaddirplus | w.InitReaddirplusAuto
 }
 
 func (c *call) opDestroy() errno {

@@ -9,3 +9,6 @@ package guesttest
 // DirEnv names the directory that the tests work in. Each makes a directory of
 // its own there and removes it.
 const DirEnv = "MSB_CONFORMANCE_DIR"
+
+// UnmappedEnv, if not empty, says that files there have no shared mappings.
+const UnmappedEnv = "MSB_FSX_UNMAPPED"
