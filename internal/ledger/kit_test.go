@@ -195,7 +195,7 @@ func (v *volume) within(what string, fn func()) {
 	v.t.Helper()
 	start := time.Now()
 	fn()
-	if d := time.Since(start); d > 3*time.Second {
+	if d := time.Since(start); d > 5*time.Second {
 		v.t.Errorf("%s took %v", what, d)
 	}
 }

@@ -396,6 +396,29 @@ func TestSettleWaitsForQuiet(t *testing.T) {
 	v.exact()
 }
 
+// TestStuckInode: who holds an inode's lock and does not let go delays another
+// once, not each time; nothing is refunded meanwhile, and a walk is asked for.
+func TestStuckInode(t *testing.T) {
+	v := newVolume(t, Limits{})
+	a, b := v.actor(Options{}), v.actor(Options{})
+	v.ok(a.create("f"))
+	v.ok(a.resize("f", 10*Block))
+	stopped := b.w.Lock(inodeAt(a.path("f")))
+	v.within("ten operations", func() {
+		for range 10 {
+			v.ok(a.resize("f", 10*Block))
+			v.ok(a.resize("f", 0))
+		}
+	})
+	v.ok(stopped.Done(Delta{}))
+	if s := v.state(); !s.Unsettled || s.Used.Bytes < 10*Block {
+		t.Errorf("%+v", s)
+	}
+	v.settle()
+	v.ok(a.resize("f", 3*Block))
+	v.exact()
+}
+
 // TestStateOfReadOnlyFile: whoever only looks needs no right to write.
 func TestStateOfReadOnlyFile(t *testing.T) {
 	v := newVolume(t, Limits{Bytes: 5 * Block})

@@ -19,8 +19,11 @@ const (
 // Patience with holders of a lock that do not let go.
 const (
 	// inodePatience is how long an operation waits for another's on the same
-	// inode, before it goes on as a late one.
-	inodePatience = 250 * time.Millisecond
+	// inode, before it goes on as a late one; again within stuckFor of that, it
+	// waits for stuckPatience only.
+	inodePatience = time.Second
+	stuckFor      = 10 * time.Second
+	stuckPatience = 5 * time.Millisecond
 	// basePatience is how long a walk waits for another one, and a writer for a
 	// free slot.
 	basePatience = time.Second

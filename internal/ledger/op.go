@@ -26,7 +26,7 @@ type Op struct {
 
 // Lock begins an operation that may change the charges of these inodes, at most
 // four; a new inode needs none. Nobody else who locks one of them runs before
-// Done. It waits a quarter of a second for other processes; see [Op.Late].
+// Done. It waits a second for other processes; see [Op.Late].
 func (w *Writer) Lock(inos ...uint64) Op {
 	op := Op{w: w, n: len(inos)}
 	copy(op.inos[:], inos)
@@ -42,8 +42,7 @@ func (w *Writer) Lock(inos ...uint64) Op {
 		if w.closed.Load() {
 			break
 		}
-		ok, err := lockWithin(w.l.fd, inodeLock+int64(ino)&inodeMask, 1, inodePatience)
-		if err != nil || !ok {
+		if !w.lockInode(ino) {
 			op.late = true
 		}
 	}
@@ -51,6 +50,40 @@ func (w *Writer) Lock(inos ...uint64) Op {
 	op.deaths, op.err = w.begin(op.late)
 	return op
 }
+
+// lockInode keeps other processes from an inode; false if one does not let go.
+func (w *Writer) lockInode(ino uint64) bool {
+	at := inodeLock + int64(ino)&inodeMask
+	if ok, err := tryLock(w.l.fd, at, 1); ok || err != nil {
+		return ok
+	}
+	w.mu.Lock()
+	patience := inodePatience
+	if since, ok := w.stuck[ino]; ok && time.Since(since) < stuckFor {
+		patience = stuckPatience
+	}
+	w.mu.Unlock()
+	ok, err := lockWithin(w.l.fd, at, 1, patience)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if ok || err != nil {
+		delete(w.stuck, ino)
+		return ok
+	}
+	if len(w.stuck) >= maxStuck {
+		clear(w.stuck)
+	}
+	if w.stuck == nil {
+		w.stuck = map[uint64]time.Time{}
+	}
+	if patience == inodePatience {
+		w.stuck[ino] = time.Now()
+	}
+	return false
+}
+
+// maxStuck bounds what is remembered about stopped processes.
+const maxStuck = 256
 
 func stripe(ino uint64) uint64 { return ino % uint64(len(stripes{})) }
 
