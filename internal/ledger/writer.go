@@ -70,8 +70,9 @@ type Writer struct {
 	others  map[uint64]Delta // the same, counted by another server
 	// released collects what is closed while Poll looks for orphans; else nil
 	released map[uint64]bool
-	later    Delta     // deleted, not yet pending in the file
-	waited   time.Time // when space was last waited for
+	later    Delta                // deleted, not yet pending in the file
+	waited   time.Time            // when space was last waited for
+	stuck    map[uint64]time.Time // inodes whose lock was waited for in vain, and when
 	page     page
 	known    uint64 // deaths of other writers, when last read
 	buf      [maxSize]byte
