@@ -144,7 +144,7 @@ func (d *DB) runAll(batch []*change) {
 	}
 	for _, c := range batch {
 		c.err = d.patiently(c.ctx, func() error {
-			_, err := d.transactTo([]*change{c}, c.fn)
+			_, err := d.transactTo(&[]*change{c}, c.fn)
 			return err
 		})
 		if c.answer != nil {
@@ -158,10 +158,14 @@ func (d *DB) runAll(batch []*change) {
 // changed, if something else went wrong before the commit: an error of the
 // database may have rolled everything back, and each change should meet its own.
 func (d *DB) runTogether(batch []*change) bool {
-	committing, err := d.transactTo(batch, func(q querier) error {
+	var accepted []*change
+	committing, err := d.transactTo(&accepted, func(q querier) error {
 		for _, c := range batch {
 			if err := c.runInside(q); err != nil {
 				return err
+			}
+			if c.err == nil {
+				accepted = append(accepted, c)
 			}
 		}
 		return nil
@@ -201,9 +205,9 @@ func (d *DB) transact(fn func(q querier) error) error {
 	return err
 }
 
-// transactTo also tells whether it came to the commit, and commits when the
-// changes are ready.
-func (d *DB) transactTo(changes []*change, fn func(q querier) error) (committing bool, err error) {
+// transactTo also tells whether it came to the commit, and commits when those
+// changes are ready that fn has made, nil for none.
+func (d *DB) transactTo(changes *[]*change, fn func(q querier) error) (committing bool, err error) {
 	q := session{d}
 	if _, err := q.exec("BEGIN IMMEDIATE"); err != nil {
 		return false, err
@@ -218,12 +222,15 @@ func (d *DB) transactTo(changes []*change, fn func(q querier) error) (committing
 		rollback()
 		return false, err
 	}
-	d.committing = changes
-	_, err = q.exec("COMMIT")
-	d.committing = nil
-	if err != nil {
-		rollback()
+	if changes != nil {
+		d.committing = *changes
 	}
+	_, err = q.exec("COMMIT")
+	if err == nil {
+		return true, d.awaitReady() // a transaction that has written nothing syncs nothing
+	}
+	d.committing = nil
+	rollback()
 	return true, err
 }
 

@@ -150,3 +150,45 @@ func TestNotReady(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestRefusedAmongOthers: nobody waits for the condition of a change that was
+// refused, though others are committed with it; one that needs the reserve to be
+// filled first is asked once, like any.
+func TestRefusedAmongOthers(t *testing.T) {
+	d := mustOpen(t, home.Dir(t.TempDir()))
+	asked := map[string]int{}
+	insert := func(name string) error {
+		return d.InsertVolumeWhen(context.Background(), func() error { asked[name]++; return nil }, testVolume(name))
+	}
+	const rounds, callers = 100, 4 // enough to use up the reserve
+	for round := range rounds {
+		var errs [callers]error
+		<-d.turn
+		var wg sync.WaitGroup
+		for i := range callers {
+			wg.Go(func() { errs[i] = insert(fmt.Sprint("v", round, "-", i/2)) })
+		}
+		waitForQueue(t, d, callers)
+		d.give()
+		wg.Wait()
+		won := 0
+		for _, err := range errs {
+			if err == nil {
+				won++
+			} else if !errdefs.Is(err, errdefs.VolumeAlreadyExists) {
+				t.Fatal(err)
+			}
+		}
+		if won != callers/2 {
+			t.Fatalf("round %d: %d winners", round, won)
+		}
+	}
+	for name, n := range asked {
+		if n != 1 {
+			t.Errorf("%s was asked for %d times", name, n)
+		}
+	}
+	if len(asked) != rounds*callers/2 {
+		t.Errorf("%d names were asked for, want %d", len(asked), rounds*callers/2)
+	}
+}

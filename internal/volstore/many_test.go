@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -135,4 +136,30 @@ func roomy(t testing.TB, bytes int64) string {
 		return t.TempDir()
 	}
 	return dir
+}
+
+// TestManyCallers: callers of one store share commits, also those for which the
+// records need more room first.
+func TestManyCallers(t *testing.T) {
+	s := New(home.Dir(filepath.Join(storetest.Memory(t), "home")))
+	t.Cleanup(func() { s.Close() })
+	const callers, each = 8, 60
+	var wg sync.WaitGroup
+	for i := range callers {
+		wg.Go(func() {
+			for k := range each {
+				if _, err := s.Create(t.Context(), Spec{Name: fmt.Sprint("v", i, "-", k)}); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	all, err := s.List(t.Context(), Filter{})
+	if err != nil || len(all) != callers*each {
+		t.Errorf("%d volumes, %v", len(all), err)
+	}
+	if found, err := s.Check(t.Context()); err != nil || len(found) != 0 {
+		t.Errorf("Check = %+v, %v", found, err)
+	}
 }
