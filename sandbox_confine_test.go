@@ -167,6 +167,7 @@ func checkFileServer(t *testing.T, h home.Dir, l *supervisor.Live) {
 		{"/share/1", 2, false},
 		{attachLock(t, h, "files"), 1, true},
 		{attachLock(t, h, "seed"), 1, true},
+		{filepath.Join(filepath.Dir(attachLock(t, h, "files")), "ledger"), 1, true}, // not that of a volume it only reads
 	})
 	var keep []string
 	if os.Geteuid() == 0 {

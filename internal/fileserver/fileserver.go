@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"sync"
 
@@ -43,8 +44,12 @@ type Options struct {
 	Shares  []Share    // at least one
 	Conns   []*os.File // same order: one end of a socket pair each, or a listening socket
 	Inherit []*os.File // attach locks, kept open while the process lives
-	Log     *os.File   // stderr of the process; nil: /dev/null
-	ID      string     // of the sandbox, for messages
+	// Ledgers are what the shares charge to, in their order; nil, also all of it,
+	// where nothing is counted. The caller closes its own once Start has returned:
+	// the process is to be the only one that has them open.
+	Ledgers []*os.File
+	Log     *os.File // stderr of the process; nil: /dev/null
+	ID      string   // of the sandbox, for messages
 	// Config offers the device's configuration space over vhost-user: needed
 	// by VMMs other than QEMU, fatal to QEMU 7.1 to 8.0.
 	Config bool
@@ -68,6 +73,9 @@ func (o *Options) validate() error {
 	}
 	if len(o.Conns) != len(o.Shares) {
 		return errdefs.New(errdefs.InvalidArgument, "file server: %d connections for %d shares", len(o.Conns), len(o.Shares))
+	}
+	if n := len(o.Ledgers); n != 0 && n != len(o.Shares) {
+		return errdefs.New(errdefs.InvalidArgument, "file server: %d ledgers for %d shares", n, len(o.Shares))
 	}
 	for _, s := range o.Shares {
 		if !filepath.IsAbs(s.Path) {
@@ -148,13 +156,21 @@ func Start(ctx context.Context, o Options) (*Process, error) {
 }
 
 // prepare makes the command: descriptor fdStatus is the pipe, fdRequest the
-// request, then the connections, then what is only kept open.
+// request, then the connections, what is only kept open, and the ledgers.
 func prepare(o *Options, status *os.File) (*confine.Launch, error) {
 	profile, privileged := profileOf(o)
 	root := confine.Inspect().Less(o.Without...).PrivateRoot()
+	files := append(slices.Clone(o.Conns), o.Inherit...)
+	ledgers := make([]int, len(o.Shares))
+	for i, f := range o.Ledgers {
+		if f != nil {
+			ledgers[i] = fdRequest + 1 + len(files)
+			files = append(files, f)
+		}
+	}
 	b, err := json.Marshal(request{
 		ID: o.ID, Shares: o.Shares, PrivateRoot: root, Privileged: privileged, Config: o.Config,
-		ProcSelfFd: fdRequest + 1 + len(o.Conns) + len(o.Inherit),
+		Ledgers: ledgers, ProcSelfFd: fdRequest + 1 + len(files),
 	})
 	if err != nil {
 		return nil, errdefs.Wrap(errdefs.Internal, err, "file server")
@@ -163,8 +179,8 @@ func prepare(o *Options, status *os.File) (*confine.Launch, error) {
 	if err != nil {
 		return nil, errdefs.Wrap(errdefs.IO, err, "file server")
 	}
-	files := append([]*os.File{status, req}, o.Conns...)
-	launch, err := confine.Prepare(o.MSB, profile, []string{"msb", "fileserver", o.ID}, append(files, o.Inherit...))
+	files = append([]*os.File{status, req}, files...)
+	launch, err := confine.Prepare(o.MSB, profile, []string{"msb", "fileserver", o.ID}, files)
 	if err != nil {
 		_ = req.Close()
 		return nil, err

@@ -21,7 +21,7 @@ import (
 )
 
 // Descriptors of a file server process. The connections follow fdRequest, then
-// the inherited locks, then /proc/self/fd.
+// the inherited locks, the ledgers, and /proc/self/fd.
 const (
 	fdStatus  = 3
 	fdRequest = 4
@@ -158,6 +158,9 @@ func (s *server) open(i int) error {
 	cfg.FDBudget, cfg.FDs = s.budget, &s.fds
 	cfg.AsRoot = s.Privileged && share.StatVirt == "off"
 	cfg.Logf = log.Printf
+	if fd := s.Ledgers[i]; fd != 0 {
+		cfg.Ledger = os.NewFile(uintptr(fd), "ledger of "+share.Tag)
+	}
 	fs, err := fuseserver.New(cfg)
 	if err != nil {
 		return errdefs.Wrap(errdefs.IO, err, "share %s", share.Path)

@@ -17,6 +17,7 @@ type request struct {
 	PrivateRoot bool    `json:"private_root"`
 	Privileged  bool    `json:"privileged"`
 	Config      bool    `json:"config"`
+	Ledgers     []int   `json:"ledgers"` // descriptors, one for each share; 0: none
 	ProcSelfFd  int     `json:"proc_self_fd"`
 }
 

@@ -193,6 +193,26 @@ func (t *nodeTable) forget(id, lookups uint64) bool {
 	return lookups <= had
 }
 
+// retire takes out an inode that nobody uses but the caller, who holds it; then the
+// table's reference is the caller's too. The guest may still remember its node id,
+// and gets ESTALE for it.
+func (t *nodeTable) retire(n *inode) bool {
+	s, i := t.keyShard(n.key), t.idShard(n.id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i.mu.Lock()
+	unused := n.nlookup > 0 && n.refs.Load() == 2 && n.id != rootID
+	if unused {
+		i.nodes.remove(n)
+	}
+	i.mu.Unlock()
+	if unused {
+		s.nodes.remove(n)
+		n.nlookup = 0
+	}
+	return unused
+}
+
 // remove takes n out of both tables; its key shard s is locked.
 func (t *nodeTable) remove(s *keyShard, n *inode) {
 	s.nodes.remove(n)

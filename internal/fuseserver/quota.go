@@ -224,7 +224,9 @@ func (q *quota) closed(n *inode, then func()) {
 	q.unpin(n.key.ino, nameless, charge)
 }
 
-// orphans visits all inodes that are open here and have no name.
+// orphans visits all inodes that are open here and have no name. What the guest
+// merely remembers, because it has listed it once, is let go: it would keep the
+// space for as long as the guest's kernel likes.
 func (q *quota) orphans(visit func(ino uint64, charge ledger.Delta)) {
 	se := q.s.session.Load()
 	if se == nil {
@@ -233,7 +235,11 @@ func (q *quota) orphans(visit func(ino uint64, charge ledger.Delta)) {
 	st := new(unix.Stat_t)
 	for _, n := range se.nodes.hold() {
 		if q.counts(n) && !n.isDir() && fstat(n.quick, n.fd, st) == 0 && st.Nlink == 0 {
-			visit(n.key.ino, q.charge(n.fd, st))
+			if se.nodes.retire(n) {
+				n.drop() // for the table
+			} else {
+				visit(n.key.ino, q.charge(n.fd, st))
+			}
 		}
 		n.drop()
 	}

@@ -316,6 +316,21 @@ func TestQuotaBypasses(t *testing.T) {
 				t.Errorf("%d bytes used", n)
 			}
 		},
+		"remembered elsewhere": func(t *testing.T, a *account, s *share) {
+			s.want(fill(s), unix.ENOSPC, "fill")
+			other := a.serve()
+			e := other.mustLookup(rootID, "big") // as after a listing
+			s.must(s.unlink(rootID, "big"))
+			for deadline := time.Now().Add(5 * time.Second); a.used().Bytes > 0; {
+				if time.Now().After(deadline) {
+					t.Fatalf("used %v, because a guest remembers the file", a.used())
+				}
+			}
+			_, err := other.getattr(e.NodeID)
+			other.want(err, unix.ESTALE, "what it remembers")
+			other.forget(e.NodeID, 1)
+			s.want(fill(s), unix.ENOSPC, "fill again")
+		},
 		"grown without a name": func(t *testing.T, a *account, s *share) {
 			e, fh := s.mustCreate(rootID, "f", 0o600)
 			s.must(s.unlink(rootID, "f"))

@@ -26,6 +26,7 @@ var (
 // Attacher is what opening a plan needs of the volume store.
 type Attacher interface {
 	AttachID(ctx context.Context, id string, mode volstore.AttachMode, holder volstore.Holder) (*volstore.Attachment, error)
+	OpenLedger(ctx context.Context, id string) (*os.File, error)
 }
 
 // OpenOptions describe the sandbox a plan is for.
@@ -48,7 +49,22 @@ type Plan struct {
 	// the file server to inherit. Locks of images are on Disks' files.
 	DiskLocks, ShareLocks []*os.File
 
+	// Ledgers are what the shares charge to, in their order; nil where nothing is
+	// counted. A ledger belongs to who has it open: the file server must be the
+	// only one once it runs, see CloseLedgers.
+	Ledgers []*os.File
+
 	closers []io.Closer // in order of acquisition
+}
+
+// CloseLedgers closes the plan's own descriptors of the ledgers. It is idempotent.
+func (p *Plan) CloseLedgers() {
+	for _, f := range p.Ledgers {
+		if f != nil {
+			_ = f.Close()
+		}
+	}
+	p.Ledgers = nil
 }
 
 // MarkClean notes that the guest has unmounted everything and ended: disk
@@ -67,6 +83,7 @@ func (p *Plan) MarkClean() error {
 // Close gives everything back that was not inherited. It is idempotent.
 func (p *Plan) Close() error {
 	var errs []error
+	p.CloseLedgers()
 	for _, c := range slices.Backward(p.closers) {
 		errs = append(errs, c.Close())
 	}
@@ -149,13 +166,14 @@ func (b *planner) addBind(s *Spec) error {
 		return err
 	}
 	defer f.Close()
-	b.addShare(s, s.Source, identity{s.Resolved.Dev, s.Resolved.Ino})
+	b.addShare(s, s.Source, identity{s.Resolved.Dev, s.Resolved.Ino}, nil)
 	return nil
 }
 
 // addShare adds a directory. The file server opens it by path and demands the
-// same identity: descriptors do not survive the change of its root.
-func (b *planner) addShare(s *Spec, dir string, id identity) {
+// same identity: descriptors do not survive the change of its root. book is the
+// ledger that what the guest changes there is charged to, nil for none.
+func (b *planner) addShare(s *Spec, dir string, id identity, book *os.File) {
 	tag := b.tags.tag(s.Guest)
 	b.plan.Shares = append(b.plan.Shares, fileserver.Share{
 		Tag:       tag,
@@ -170,6 +188,7 @@ func (b *planner) addShare(s *Spec, dir string, id identity) {
 		GuestGID:  b.options.GuestGID,
 		Queues:    1,
 	})
+	b.plan.Ledgers = append(b.plan.Ledgers, book)
 	b.addGuest(s, agentproto.Mount{Kind: "virtiofs", Source: tag})
 }
 
@@ -194,8 +213,25 @@ func (b *planner) addNamed(ctx context.Context, s *Spec) error {
 	if err := unix.Lstat(a.Volume.Path, &st); err != nil {
 		return hostError(s, a.Volume.Path, err)
 	}
-	b.addShare(s, a.Volume.Path, identityOf(&st))
+	book, err := b.openLedger(ctx, s)
+	if err != nil {
+		return err
+	}
+	b.addShare(s, a.Volume.Path, identityOf(&st), book)
 	return nil
+}
+
+// openLedger opens the ledger of a volume for one mount of it, nil for one that
+// changes nothing.
+func (b *planner) openLedger(ctx context.Context, s *Spec) (*os.File, error) {
+	if s.Readonly {
+		return nil, nil
+	}
+	f, err := b.store.OpenLedger(ctx, s.Resolved.VolumeID)
+	if err != nil {
+		return nil, at(s, err)
+	}
+	return f, nil
 }
 
 // attach holds the volume of a named mount, once for all mounts of it.

@@ -242,9 +242,10 @@ func (s *supervisor) startFileServer(ctx context.Context) error {
 	}
 	started := begin(func() (*fileserver.Process, error) {
 		defer closeAll(append(conns, log))
+		defer s.plan.CloseLedgers()
 		return fileserver.Start(ctx, fileserver.Options{
 			MSB: s.msb, ID: s.cfg.ID, Shares: s.plan.Shares, Conns: conns,
-			Inherit: s.plan.ShareLocks, Log: log, Spawn: s.spawn.start,
+			Inherit: s.plan.ShareLocks, Ledgers: s.plan.Ledgers, Log: log, Spawn: s.spawn.start,
 		})
 	})
 	s.served = sync.OnceValue(func() error {
