@@ -6,8 +6,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -45,16 +49,51 @@ type note struct {
 
 const noteVersion = 1
 
+// encodeNote writes a note as json.Marshal does, which would cost a new process
+// more than all the rest of a removal.
 func encodeNote(v *records.Volume) []byte {
-	b, err := json.Marshal(note{
-		Version: noteVersion, ID: v.ID, Name: v.Name, Kind: v.Kind, QuotaMiB: v.QuotaMiB, CapacityBytes: v.CapacityBytes,
-		DiskFormat: v.DiskFormat, DiskFstype: v.DiskFstype, Labels: v.Labels, CreatedAt: v.CreatedAt,
-		Dev: v.Identity.Dev, Ino: v.Identity.Ino, BirthNS: v.Identity.BirthNS,
-	})
-	if err != nil {
-		panic("volstore: a record cannot be encoded: " + err.Error())
+	b := append(make([]byte, 0, 512), `{"version":1,"id":`...)
+	b = appendText(b, v.ID)
+	b = appendText(append(b, `,"name":`...), v.Name)
+	b = appendText(append(b, `,"kind":`...), v.Kind)
+	if v.QuotaMiB != 0 {
+		b = strconv.AppendUint(append(b, `,"quota_mib":`...), uint64(v.QuotaMiB), 10)
 	}
-	return append(b, '\n')
+	if v.CapacityBytes != 0 {
+		b = strconv.AppendInt(append(b, `,"capacity_bytes":`...), v.CapacityBytes, 10)
+	}
+	if v.DiskFormat != "" {
+		b = appendText(append(b, `,"disk_format":`...), v.DiskFormat)
+	}
+	if v.DiskFstype != "" {
+		b = appendText(append(b, `,"disk_fstype":`...), v.DiskFstype)
+	}
+	for i, k := range slices.Sorted(maps.Keys(v.Labels)) {
+		b = append(b, [2]string{`,"labels":{`, `,`}[min(i, 1)]...)
+		b = appendText(append(appendText(b, k), ':'), v.Labels[k])
+	}
+	if len(v.Labels) > 0 {
+		b = append(b, '}')
+	}
+	b = v.CreatedAt.AppendFormat(append(b, `,"created_at":"`...), time.RFC3339Nano)
+	b = strconv.AppendUint(append(b, `","dev":`...), v.Identity.Dev, 10)
+	b = strconv.AppendUint(append(b, `,"ino":`...), v.Identity.Ino, 10)
+	b = strconv.AppendInt(append(b, `,"birth_ns":`...), v.Identity.BirthNS, 10)
+	return append(b, "}\n"...)
+}
+
+// appendText appends a JSON string.
+func appendText(b []byte, text string) []byte {
+	for i := range len(text) {
+		if c := text[i]; c < ' ' || c > '~' || strings.IndexByte(`"\<>&`, c) >= 0 {
+			quoted, err := json.Marshal(text)
+			if err != nil {
+				panic("volstore: a text cannot be encoded: " + err.Error())
+			}
+			return append(b, quoted...)
+		}
+	}
+	return append(append(append(b, '"'), text...), '"')
 }
 
 // readFile is os.ReadFile of a small file, see openFile.

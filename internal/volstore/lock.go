@@ -136,27 +136,39 @@ func (l *nameLock) also(name string) (release func(), ok bool) {
 	if slices.Contains(l.names, name) {
 		return func() {}, true
 	}
-	m := l.s.mutexOf(name)
+	other, ok := l.s.tryName(name, l.slots)
+	if !ok {
+		return nil, false
+	}
+	return other.unlock, true
+}
+
+// tryName takes the whole lock of a name if that needs no waiting. Slots that the
+// caller holds are left alone.
+func (s *Store) tryName(name string, held []int) (l *nameLock, ok bool) {
+	m := s.mutexOf(name)
 	select {
 	case <-m.turn:
 	default:
-		l.s.dropMutex(name)
+		s.dropMutex(name)
 		return nil, false
 	}
-	other := &nameLock{s: l.s, names: []string{name}}
-	if !slices.Contains(l.slots, slotOf(name)) {
-		f, err := l.s.openSlot(slotOf(name))
-		if err != nil {
-			other.unlock()
-			return nil, false
-		}
-		other.files = []*os.File{f}
-		if ok, err := tryFlock(f, unix.LOCK_EX); err != nil || !ok {
-			other.unlock()
-			return nil, false
-		}
+	l = &nameLock{s: s, names: []string{name}}
+	slot := slotOf(name)
+	if slices.Contains(held, slot) {
+		return l, true
 	}
-	return other.unlock, true
+	f, err := s.openSlot(slot)
+	if err == nil {
+		l.files = []*os.File{f}
+		ok, err = tryFlock(f, unix.LOCK_EX)
+	}
+	if err != nil || !ok {
+		l.unlock()
+		return nil, false
+	}
+	l.slots = []int{slot}
+	return l, true
 }
 
 // unlock releases everything; a second call does nothing.

@@ -3,8 +3,10 @@ package volstore
 import (
 	"context"
 	"errors"
-	"os"
+
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/microsandbox-go/microsandbox/internal/failpoint"
 )
@@ -24,7 +26,7 @@ func (s *Store) reapOne(id string) {
 	if err != nil || lock == nil {
 		return // for the next command, or another is at it
 	}
-	if os.Remove(filepath.Join(path, dataName)) == nil {
+	if unix.Rmdir(filepath.Join(path, dataName)) == nil {
 		s.background.Go(func() { _ = reapLocked(lock, path, reapAtOnce) })
 	} else if err := reapLocked(lock, path, reapAtOnce); errors.Is(err, errBudget) {
 		s.reapInBackground()

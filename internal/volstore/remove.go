@@ -40,6 +40,9 @@ func (s *Store) remove(ctx context.Context, name string) error {
 		return err
 	}
 	defer done()
+	if done, err := s.removeAtOnce(ctx, db, name); done {
+		return err
+	}
 	r, err := db.VolumeByName(ctx, name)
 	if err == nil {
 		return s.removeID(ctx, db, r)
@@ -48,6 +51,26 @@ func (s *Store) remove(ctx context.Context, name string) error {
 		return err
 	}
 	return s.removeRecovered(ctx, db, name, err)
+}
+
+// removeAtOnce removes the volume if nobody has its name locked, which saves a
+// look at what it was before the lock was waited for. done is false if the
+// volume has to be looked for.
+func (s *Store) removeAtOnce(ctx context.Context, db *records.DB, name string) (done bool, err error) {
+	lock, ok := s.tryName(name, nil)
+	if !ok {
+		return false, nil
+	}
+	defer lock.unlock()
+	found, err := s.settle(ctx, db, lock)
+	if err != nil {
+		return true, err
+	}
+	r := found.records[name]
+	if r == nil || r.MovingFrom != "" || slices.Contains(found.recovered, r.ID) {
+		return false, nil
+	}
+	return true, s.removeLocked(ctx, db, r, found)
 }
 
 // removeRecovered removes a volume that has no record yet because its creator
