@@ -3,7 +3,7 @@ package volstore
 import (
 	"context"
 	"errors"
-
+	"os"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
