@@ -61,6 +61,7 @@ type Attachment struct {
 	lock  *os.File
 	heirs bool   // lock was given away
 	clean string // path of the clean mark that was taken away; "" for directories and readers
+	after func() // counts a directory volume whose writer was killed; nil for disks and readers
 }
 
 // Inherit returns the file that the process which serves the volume is to
@@ -83,6 +84,10 @@ func (a *Attachment) Close() error {
 		err = errors.Join(err, f.Close())
 	}
 	a.Disk, a.lock = nil, nil
+	if a.after != nil {
+		a.after()
+		a.after = nil
+	}
 	return err
 }
 
@@ -161,6 +166,9 @@ func (s *Store) hold(ctx context.Context, v *Volume, mode AttachMode, h Holder) 
 		if err != nil {
 			return nil, err
 		}
+	}
+	if now.Kind == KindDir && !h.Readonly {
+		a.after = func() { s.countUnsettled(now) }
 	}
 	h.Since = time.Now().UTC()
 	writeHolder(lock, h)

@@ -196,6 +196,22 @@ func (s *Store) countSoon(v *Volume, l *ledger.Ledger) {
 	s.background.Go(func() { _, _ = s.Recount(context.Background(), v.ID) })
 }
 
+// countUnsettled counts a volume if a writer of it was killed. Its ledger is left
+// alone otherwise, and where there is none.
+func (s *Store) countUnsettled(v *Volume) {
+	if state, _, err := s.Used(v); err != nil || !state.Unsettled || state.Foreign {
+		return
+	}
+	f, err := s.openFile(v)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	if l, err := ledger.Open(f); err == nil {
+		s.countSoon(v, l)
+	}
+}
+
 // count settles a ledger by a walk of at most budget files; 0 means all.
 func (s *Store) count(ctx context.Context, v *Volume, l *ledger.Ledger, budget int) (Counted, error) {
 	dir, err := s.openOwn(v)

@@ -136,6 +136,38 @@ func TestLargeVolumeIsCountedInTheBackground(t *testing.T) {
 	}
 }
 
+// TestKilledWriterIsCountedAtDetach: what a killed file server had in reserve is
+// found to be unused when its sandbox gives the volume up.
+func TestKilledWriterIsCountedAtDetach(t *testing.T) {
+	s, _ := newStore(t)
+	v := mustCreate(t, s, Spec{Name: "a"})
+	a, err := s.Attach(t.Context(), "a", Shared, Holder{Sandbox: "box", PID: os.Getpid()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := s.OpenLedger(t.Context(), v.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := ledger.NewWriter(f, ledger.Options{Server: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	op := w.Lock()
+	if err := errors.Join(op.Grow(ledger.Delta{Bytes: 1}), op.Done(ledger.Delta{}), f.Close()); err != nil { // as a kill does
+		t.Fatal(err)
+	}
+	if got := mustUsed(t, s, v); got.Used.Bytes == 0 || !got.Unsettled {
+		t.Errorf("after the kill: %+v", got)
+	}
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got := mustUsed(t, s, v); got != (ledger.State{}) {
+		t.Errorf("after the attachment: %+v", got)
+	}
+}
+
 // TestSetQuota: limits change with and without writers, survive everything that
 // makes a ledger anew, and are refused for disks.
 func TestSetQuota(t *testing.T) {
