@@ -4,8 +4,8 @@
 //
 // A volume has a record (package records), a data directory volumes/NAME, and a
 // state directory volumes/.state/ID with volume.json (a copy of the record), the
-// file attach (locked by whoever has the volume attached) and the file alive
-// (its link count tells open handles that the volume is gone). Names can be
+// file attach (locked by whoever has the volume attached) and alive, another name
+// of attach (its link count tells open handles that the volume is gone). Names can be
 // used again; ids cannot. An identity is device, inode and birth time of a data
 // directory: it tells a volume's data from a stranger's. A stranger is a
 // directory in volumes/ that no record, staging note or tombstone accounts for:
@@ -14,30 +14,37 @@
 // # Creating, end to end
 //
 // Everything slow is done in .staging/ID, a directory that is flocked while its
-// maker lives: data, volume.json with the identity of data, attach, alive, all
-// synced. Then the name is locked; data is renamed to volumes/NAME and synced;
+// maker lives: data, volume.json with the identity of data, the ledger, attach,
+// alive. Meanwhile the name is locked and the record goes on its way to the disk.
+// When the staging directory is durable data is renamed to volumes/NAME, and then
 // the record is committed; .staging/ID, now without data, is renamed to
 // .state/ID. Removing goes the other way: the record is replaced by a tombstone
 // with the identity in one transaction, .state/ID becomes .trash/ID, the data
 // goes to .trash/ID/data, the name is free, and the tree is deleted: a small one
-// at once, a large one in the background.
+// at once, a large one in the background, as is the bookkeeping of an empty one.
 //
 // # What is synced, and why
 //
-// Creating waits for the disk three times. A disk volume's image and its
-// directory come first.
+// Creating waits for the disk as often as its commit does, four times, and for
+// what takes longer beside it. A disk volume's image and its directory come first.
 //
-//   - volume.json, .staging/ID and .staging, at the same time: a name that a power
-//     cut leaves in volumes/ must find its note, or it would be a stranger's.
-//   - volumes/, after the rename: a record must not be there without its data.
-//   - the commit: SQLite's journal, its directory, the journal's header, the
-//     database, the header's end (five syncs, in that order).
+//   - SQLite's journal, its header, and the database: then the change is on the
+//     disk, and undone by whoever finds the journal. At the same time volume.json,
+//     .staging/ID and .staging: a name that a power cut leaves in volumes/ must
+//     find its note, or it would be a stranger's, and a record its data.
+//   - The end of the journal, which commits; and after the rename, at the same
+//     time, volumes/. Neither needs the other: data without a record has its
+//     note, and a record whose data is not at its name finds it in .staging/ID.
+//     But the directory of a volume that was acknowledged is to be at its place
+//     before any other command.
 //
-// The rename to .state/ID is not synced: as long as it is not durable, .staging/ID
-// is, and the next mutating call renames it. Removing waits for its commit only:
-// while the tombstone stands, the next mutating call moves what is not in the
-// trash, syncs volumes/ and .trash, at the same time, and forgets the tombstone
-// in its own commit.
+// The rename to .state/ID is not synced: as long as it is not durable,
+// .staging/ID is, and the next mutating call renames it. Removing waits for its
+// commit only: while the tombstone stands, the next mutating call moves what is
+// not in the trash. Tombstones of removals that are complete
+// stay until there are some: then a mutating call syncs volumes/ and .trash while
+// it commits, and forgets them with that commit. Where a directory's time of
+// birth is not known, every call does, since its identity may come again.
 //
 // # Recovery
 //
@@ -46,7 +53,9 @@
 // empty but after a kill) and finishes or undoes what it finds, for its own name
 // and for every other name whose lock is free:
 //
-//   - staging with data: was never visible; dropped.
+//   - staging with data and a record (power cut): the data is moved to its name,
+//     where no stranger is; until then it is found where it lies.
+//   - staging with data, without a record: was never visible; dropped.
 //   - staging without data, and volumes/NAME has its identity: the kill came
 //     between rename and commit; the record is committed.
 //   - staging without data otherwise: committed (then it is published) or undone.
@@ -57,8 +66,8 @@
 //
 // # Invariants
 //
-//   - A record is committed only after its data has its name, durably; so a
-//     record never lacks data, whatever is cut when.
+//   - A record is committed only after its data is durable in .staging/ID and has
+//     its name; so a record never lacks data, whatever is cut when.
 //   - Data is deleted only from staging and trash, and gets to the trash only if
 //     its identity is that of a removed record.
 //   - A call that waited for a lock acts on the volume it was called for, never
