@@ -19,14 +19,15 @@ const reapAtOnce = 512
 
 // reapOne deletes one removed volume from the trash, in the background if it is
 // large, or empty, which leaves some bookkeeping: nobody waits for its space. A
-// removal is complete without it.
+// process with a reaper ends soon, and does that at once. A removal is complete
+// without it.
 func (s *Store) reapOne(id string) {
 	path := filepath.Join(s.home.Trash(), id)
 	lock, err := lockDir(path)
 	if err != nil || lock == nil {
 		return // for the next command, or another is at it
 	}
-	if unix.Rmdir(filepath.Join(path, dataName)) == nil {
+	if s.reapElsewhere == nil && unix.Rmdir(filepath.Join(path, dataName)) == nil {
 		s.background.Go(func() { _ = reapLocked(lock, path, reapAtOnce) })
 	} else if err := reapLocked(lock, path, reapAtOnce); errors.Is(err, errBudget) {
 		s.reapInBackground()
