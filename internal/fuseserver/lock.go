@@ -43,7 +43,10 @@ type lockTable struct {
 	closed  bool                   // guarded by mu
 	running bool                   // guarded by mu: retry has a goroutine
 	wake    chan struct{}          // capacity 1: look at the waits again
-	done    sync.WaitGroup
+
+	early      [16]uint64 // guarded by mu: the last requests that were interrupted and not found
+	interrupts int        // guarded by mu: so many were
+	done       sync.WaitGroup
 }
 
 // lockKey names an owner: the same process is another owner for another inode.
@@ -358,11 +361,16 @@ func (t *lockTable) endWaits(value []byte) errno {
 	return 0
 }
 
-// interrupt ends the wait of one request. Linux's virtiofs never asks for it;
-// other front ends and /dev/fuse do.
+// interrupt ends the wait of one request, or keeps it from waiting if that one is
+// still on its way on another queue. Linux's virtiofs never asks for it; other
+// front ends and /dev/fuse do.
 func (t *lockTable) interrupt(unique uint64) {
 	t.mu.Lock()
 	gone := t.take(unix.EINTR, func(l *lockWait) bool { return l.unique == unique })
+	if len(gone) == 0 {
+		t.early[t.interrupts%len(t.early)] = unique
+		t.interrupts++
+	}
 	t.mu.Unlock()
 	answerAll(gone)
 }

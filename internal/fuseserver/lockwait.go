@@ -2,6 +2,7 @@ package fuseserver
 
 import (
 	"bytes"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -42,6 +43,9 @@ type lockLine struct {
 func (t *lockTable) park(c *call, r *lockRequest, o *lockOwner) errno {
 	if t.ending || len(t.waits) >= maxWaits || c.from == nil {
 		return unix.ENOLCK
+	}
+	if slices.Contains(t.early[:], c.h.Unique) {
+		return unix.EINTR
 	}
 	line := t.lines[r.h.node]
 	if line == nil {

@@ -165,6 +165,31 @@ func TestWaitsEnd(t *testing.T) {
 	}
 }
 
+// TestInterruptOvertakes: on several queues an interrupt may come before the
+// request that it is about, which then does not wait.
+func TestInterruptOvertakes(t *testing.T) {
+	for _, in := range []func(uint64) w.LkIn{
+		func(fh uint64) w.LkIn { return fl(fh, unix.F_WRLCK) },
+		func(fh uint64) w.LkIn { return lk(fh, 1, unix.F_WRLCK) },
+	} {
+		a, b, _ := two(t)
+		b.must(b.set(in(b.fh)))
+		for range 40 {
+			a.interrupt(a.unique + 1)
+			a.want(a.ask(77, in(a.fh)).answer(), unix.EINTR, "a request that was interrupted before it came")
+		}
+		r := a.ask(77, in(a.fh))
+		if !r.waits() {
+			t.Error("a request that nobody interrupted does not wait")
+		}
+		a.interrupt(r.unique)
+		a.want(r.answer(), unix.EINTR, "the answer")
+		if n := len(a.srv.session.Load().locks.owners); a.waiting() != 0 || n != 0 {
+			t.Errorf("%d waits and %d owners are left", a.waiting(), n)
+		}
+	}
+}
+
 func (r *asked) handle() uint64 { return binary.LittleEndian.Uint64(r.in[1]) }
 
 func (cl *client) interrupt(unique uint64) {
