@@ -43,6 +43,8 @@ type Rules struct {
 	// DirSizes: a directory's size is the space it takes (ext4, XFS). Elsewhere
 	// each directory costs one block.
 	DirSizes bool
+	// DirShrinks: a directory may get smaller when it loses a name (XFS).
+	DirShrinks bool
 }
 
 // RulesOf returns the rules for the file system of an open file.
@@ -51,7 +53,8 @@ func RulesOf(fd int) (Rules, error) {
 	if err := unix.Fstatfs(fd, &st); err != nil {
 		return Rules{}, err
 	}
-	return Rules{DirSizes: st.Type == unix.EXT4_SUPER_MAGIC || st.Type == unix.XFS_SUPER_MAGIC}, nil
+	xfs := st.Type == unix.XFS_SUPER_MAGIC
+	return Rules{DirSizes: xfs || st.Type == unix.EXT4_SUPER_MAGIC, DirShrinks: xfs}, nil
 }
 
 // File is the charge of a regular file's content: its size rounded up to blocks;

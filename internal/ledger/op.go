@@ -155,6 +155,9 @@ func (op *Op) Done(actual Delta) error {
 	}
 	w.refund(over)
 	w.running--
+	if w.running == 0 && !w.o.Server {
+		w.freeLater()
+	}
 	if err == nil {
 		err = w.trim()
 	}

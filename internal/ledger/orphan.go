@@ -76,16 +76,32 @@ func (w *Writer) Named(ino uint64) bool {
 }
 
 // free gives back what was deleted: at once if no other server lives, else when
-// they have answered. mu is held.
+// they have answered. A host program that is in the middle of something larger
+// asks for a chunk at a time whether one lives. mu is held.
 func (w *Writer) free(charge Delta) {
-	if w.alone() {
-		w.refund(charge)
+	w.later = w.later.Plus(charge)
+	switch {
+	case w.o.Server:
+		if w.alone() {
+			w.refund(charge)
+			w.later = w.later.Minus(charge)
+		}
+	case w.running <= 1 || w.near || w.later.Bytes > Chunk/2 || w.later.Inodes > chunkInodes/2:
+		w.freeLater()
+	}
+}
+
+// freeLater is the end of free. mu is held.
+func (w *Writer) freeLater() {
+	if w.later == (Delta{}) {
 		return
 	}
-	w.later = w.later.Plus(charge)
-	if !w.o.Server {
-		w.publish()
+	if w.alone() {
+		w.refund(w.later)
+		w.later = Delta{}
+		return
 	}
+	w.publish()
 }
 
 // alone reports whether no other server lives. mu is held.

@@ -152,6 +152,13 @@ func XattrBytes(fd int) int64 {
 		func(name string) (int, error) { return unix.Getxattr(path, name, nil) })
 }
 
+// OpenXattrBytes is XattrBytes of a file that is open for reading or writing, and
+// faster.
+func OpenXattrBytes(fd int) int64 {
+	return sumXattrs(func(b []byte) (int, error) { return unix.Flistxattr(fd, b) },
+		func(name string) (int, error) { return unix.Fgetxattr(fd, name, nil) })
+}
+
 // xattrBytes is XattrBytes of a path whose last component is not followed.
 func xattrBytes(path string) int64 {
 	return sumXattrs(func(b []byte) (int, error) { return unix.Llistxattr(path, b) },

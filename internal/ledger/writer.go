@@ -356,7 +356,7 @@ func (w *Writer) refund(d Delta) {
 // reserve. mu is held.
 func (w *Writer) trim() error {
 	keep := Delta{}
-	if w.o.Server && !w.near {
+	if (w.o.Server || w.running > 0) && !w.near { // a host program in the middle of something larger has a reserve, too
 		if w.spare.Bytes <= Chunk && w.spare.Inodes <= chunkInodes && w.spare.Bytes >= 0 && w.spare.Inodes >= 0 {
 			return nil
 		}

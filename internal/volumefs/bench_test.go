@@ -70,6 +70,35 @@ func BenchmarkOverwrite4KCounted(b *testing.B) {
 	}
 }
 
+// BenchmarkRemoveAll1K removes a directory of 1000 files, with and without a ledger.
+func BenchmarkRemoveAll1K(b *testing.B) {
+	for _, counted := range []bool{false, true} {
+		b.Run(fmt.Sprint("counted=", counted), func(b *testing.B) {
+			base := b.TempDir()
+			for _, name := range []string{"vol", "scratch"} {
+				noErr(b, os.Mkdir(filepath.Join(base, name), 0o755))
+			}
+			newBook(b, base)
+			f, done, err := openPair(base, Options{})
+			noErr(b, err)
+			defer done()
+			if !counted {
+				f.opts.Ledger = nil
+			}
+			for b.Loop() {
+				b.StopTimer()
+				for i := range 1000 {
+					path := filepath.Join(base, "vol", "d", fmt.Sprint(i))
+					noErr(b, os.MkdirAll(filepath.Dir(path), 0o755))
+					noErr(b, os.WriteFile(path, nil, 0o644))
+				}
+				b.StartTimer()
+				noErr(b, f.RemoveAll(ctx, "d"))
+			}
+		})
+	}
+}
+
 func BenchmarkList10K(b *testing.B) {
 	v := benchVolume(b)
 	for i := range 10_000 {

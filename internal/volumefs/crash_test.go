@@ -74,7 +74,7 @@ var changes = map[string]func(f *FS) error{
 // crashSize is more than a ceiling is above the use.
 const crashSize = 2 << 20
 
-// openPair opens base/vol with base/scratch.
+// openPair opens base/vol with base/scratch and, if there is one, base/ledger.
 func openPair(base string, o Options) (*FS, func(), error) {
 	root, err := os.OpenFile(filepath.Join(base, "vol"), unix.O_PATH, 0)
 	if err != nil {
@@ -83,13 +83,11 @@ func openPair(base string, o Options) (*FS, func(), error) {
 	if o.Scratch, err = os.Open(filepath.Join(base, "scratch")); err != nil {
 		return nil, nil, err
 	}
-	book, err := os.OpenFile(filepath.Join(base, "ledger"), os.O_RDWR, 0)
-	if err != nil {
-		return nil, nil, err
+	if book, err := os.OpenFile(filepath.Join(base, "ledger"), os.O_RDWR, 0); err == nil {
+		o.Ledger = func() (*ledger.Writer, error) { return ledger.NewWriter(book, ledger.Options{}) }
 	}
-	o.Ledger = func() (*ledger.Writer, error) { return ledger.NewWriter(book, ledger.Options{}) }
 	f, err := New(root, o)
-	return f, func() { f.Close(); root.Close(); o.Scratch.Close(); book.Close() }, err
+	return f, func() { f.Close(); root.Close(); o.Scratch.Close() }, err
 }
 
 func crashChild(arg string) error {

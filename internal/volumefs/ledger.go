@@ -125,26 +125,32 @@ func (c *change) dirGrew(dir int, before int64) {
 	}
 }
 
-// inode is the charge of a file, of its first name alone; fd may be O_PATH.
-func (c *change) inode(fd int) (st unix.Stat_t, d ledger.Delta, err error) {
+// content is the charge of a new file that is open for writing.
+func (c *change) content(fd int) (d ledger.Delta, err error) {
+	var st unix.Stat_t
 	if c.w == nil {
-		return st, d, nil
+		return d, nil
 	}
 	if err := unix.Fstat(fd, &st); err != nil {
-		return st, d, err
+		return d, err
 	}
+	return ledger.Delta{Bytes: c.rules.File(st.Size) + c.rules.Xattrs(ledger.OpenXattrBytes(fd)), Inodes: 1}, nil
+}
+
+// inode is the charge of a file, of its first name alone; fd may be O_PATH.
+func (c *change) inode(fd int, st *unix.Stat_t) ledger.Delta {
 	standin := false
 	if st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size > 0 && st.Size <= ledger.Block {
-		ov, err := c.fs.overlayOf(fd, &st)
+		ov, err := c.fs.overlayOf(fd, st)
 		standin = err == nil && ov.isLink()
 	}
 	xattrs := int64(0)
 	if t := st.Mode & unix.S_IFMT; t == unix.S_IFREG || t == unix.S_IFDIR {
 		xattrs = ledger.XattrBytes(fd)
 	}
-	d = c.rules.Inode(&st, standin, xattrs)
+	d := c.rules.Inode(st, standin, xattrs)
 	d.Inodes = 1
-	return st, d, nil
+	return d
 }
 
 // lost notes that a file, whose charge was d when it still had its name, lost a
@@ -199,7 +205,11 @@ func (f *FS) accountName(dir int, name string, more ...uint64) (*named, error) {
 		inos := append(more, f.inodeOf(dir))
 		if n.fd = -1; err == nil {
 			n.fd = fd
-			inos = append(inos, f.inodeOf(fd))
+			if err := unix.Fstat(fd, &n.st); err != nil {
+				n.close()
+				return nil, err
+			}
+			inos = append(inos, n.st.Ino)
 		}
 		if n.change, err = f.account(inos...); err != nil {
 			n.close()
@@ -223,8 +233,11 @@ func (n *named) stillThere(name string) bool {
 	if err != nil {
 		return false
 	}
-	n.st, n.charge, err = n.inode(n.fd)
-	return err == nil && sameFile(&n.st, &st)
+	if st.Ino != n.st.Ino || st.Dev != n.st.Dev {
+		return false
+	}
+	n.st, n.charge = st, n.inode(n.fd, &st)
+	return true
 }
 
 // gone notes that the name does not mean the file any more.
@@ -267,5 +280,8 @@ func (f *FS) take(dir int, name string, flags int) error {
 		return err
 	}
 	n.gone()
+	if n.w != nil && !n.rules.DirShrinks {
+		return n.done()
+	}
 	return n.settle()
 }

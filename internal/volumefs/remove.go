@@ -102,7 +102,12 @@ const (
 func (f *FS) removeTree(ctx context.Context, s *spot) error {
 	t := &treeRemoval{fs: f, ctx: ctx}
 	defer t.close()
-	err := t.enter(s.dir, s.name)
+	whole, err := f.account() // what is freed is written down a chunk at a time
+	if err != nil {
+		return err
+	}
+	defer whole.close()
+	err = t.enter(s.dir, s.name)
 	if err != nil {
 		return err
 	}

@@ -116,12 +116,10 @@ func (r *replacement) room(size int64) error {
 
 // metadata takes over what like has, and charges its attributes.
 func (r *replacement) metadata(like *metadata) error {
-	if r.entry.w != nil {
-		if err := r.entry.grow(ledger.Delta{Bytes: r.entry.rules.Xattrs(ledger.XattrBytes(like.fd))}); err != nil {
-			return err
-		}
+	if err := r.fs.copyMetadata(like, r.tmp.fd()); err != nil || r.entry.w == nil {
+		return err
 	}
-	return r.fs.copyMetadata(like, r.tmp.fd())
+	return r.entry.grow(ledger.Delta{Bytes: r.entry.rules.Xattrs(ledger.OpenXattrBytes(r.tmp.fd()))})
 }
 
 // place gives the file its name in dir and settles what it is charged.
@@ -136,7 +134,7 @@ func (r *replacement) place(dir int) error {
 			return err
 		}
 	}
-	_, charge, err := r.entry.inode(r.tmp.fd())
+	charge, err := r.entry.content(r.tmp.fd())
 	if err == nil {
 		err = r.tmp.place(dir, r.to.name)
 	}
