@@ -13,7 +13,7 @@ import (
 )
 
 // vfsName names the VFS of this package (sqlite.org/vfs.html). It is SQLite's
-// own for Unix, to which it hands on every call, with two differences:
+// own for Unix, to which it hands on every call, with these differences:
 //
 //   - It syncs by fdatasync. SQLite does, too, where its C code is told that
 //     there is one; the translation to Go was not. What SQLite writes lies in
@@ -41,6 +41,8 @@ var vfs struct {
 	name  [len(vfsName) + 1]byte
 	param [len(ownerParam) + 1]byte
 
+	fchown [len("fchown") + 1]byte
+
 	mu      sync.RWMutex
 	methods map[[2]uintptr]*sqlite3.Tsqlite3_io_methods // ours by SQLite's and xSync; guarded by mu
 	owners  map[uint64]*DB                              // guarded by mu
@@ -60,11 +62,17 @@ func registerVFS() error {
 		vfs.methods, vfs.owners = map[[2]uintptr]*sqlite3.Tsqlite3_io_methods{}, map[uint64]*DB{}
 		copy(vfs.name[:], vfsName)
 		copy(vfs.param[:], ownerParam)
+		copy(vfs.fchown[:], "fchown")
 		vfs.own = *at[sqlite3.Tsqlite3_vfs](vfs.unix)
 		vfs.own.FszOsFile += int32(unsafe.Sizeof(uint64(0))) // the owner, behind SQLite's part
 		vfs.own.FpNext = 0
 		vfs.own.FzName = address(&vfs.name)
 		vfs.own.FxOpen = pointer[openFunc](vfsOpen)
+		set := *(*setCallFunc)(unsafe.Pointer(&vfs.own.FxSetSystemCall))
+		if rc := set(tls, vfs.unix, address(&vfs.fchown), pointer[chownFunc](keepOwner)); rc != sqlite3.SQLITE_OK {
+			vfs.err = fmt.Errorf("set the call fchown: result %d", rc)
+			return
+		}
 		if rc := sqlite3.Xsqlite3_vfs_register(tls, address(&vfs.own), 0); rc != sqlite3.SQLITE_OK {
 			vfs.err = fmt.Errorf("register the VFS %s: result %d", vfsName, rc)
 		}
@@ -93,11 +101,14 @@ func disown(d *DB) {
 	d.owner = 0
 }
 
-// Functions of SQLite's interface, as sqlite3_vfs.xOpen and
-// sqlite3_io_methods.xSync.
+// Functions of SQLite's interface, as sqlite3_vfs.xOpen and xSetSystemCall,
+// sqlite3_io_methods.xSync, and fchown(2).
 type (
 	openFunc = func(tls *libc.TLS, vfs, name, file uintptr, flags int32, outFlags uintptr) int32
 	syncFunc = func(tls *libc.TLS, file uintptr, flags int32) int32
+
+	setCallFunc = func(tls *libc.TLS, vfs, name, call uintptr) int32
+	chownFunc   = func(tls *libc.TLS, fd int32, uid, gid uint32) int32
 )
 
 // vfsOpen is xOpen: SQLite's own, then the file gets our xSync.
@@ -122,6 +133,20 @@ func vfsOpen(tls *libc.TLS, _, name, file uintptr, flags int32, outFlags uintptr
 		}
 	}
 	return open(tls, vfs.unix, name, file, flags, outFlags) // a new journal's directory must be synced
+}
+
+// keepOwner is fchown for SQLite, which as root gives the journal to the owner of
+// the database whenever it looks at it: nearly always its owner already, but for
+// the file system a change, which it may have to wait for.
+func keepOwner(_ *libc.TLS, fd int32, uid, gid uint32) int32 {
+	var st unix.Stat_t
+	if unix.Fstat(int(fd), &st) == nil && st.Uid == uid && st.Gid == gid {
+		return 0
+	}
+	if unix.Fchown(int(fd), int(uid), int(gid)) != nil {
+		return -1
+	}
+	return 0
 }
 
 // replaceSync gives an open file a copy of its methods with another xSync.
@@ -185,4 +210,4 @@ func at[T any](address uintptr) *T { return *(**T)(unsafe.Pointer(&address)) }
 func address[T any](p *T) uintptr { return uintptr(unsafe.Pointer(p)) }
 
 // pointer returns a function of this package as SQLite calls it.
-func pointer[F openFunc | syncFunc](f F) uintptr { return *(*uintptr)(unsafe.Pointer(&f)) }
+func pointer[F openFunc | syncFunc | chownFunc](f F) uintptr { return *(*uintptr)(unsafe.Pointer(&f)) }

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	"github.com/microsandbox-go/microsandbox/internal/home"
 	"github.com/microsandbox-go/microsandbox/internal/prereq"
@@ -190,5 +192,33 @@ func TestRefusedAmongOthers(t *testing.T) {
 	}
 	if len(asked) != rounds*callers/2 {
 		t.Errorf("%d names were asked for, want %d", len(asked), rounds*callers/2)
+	}
+}
+
+// TestJournalKeepsItsOwner: what root does in somebody's home leaves a journal
+// that its owner can write, also one that root makes.
+func TestJournalKeepsItsOwner(t *testing.T) {
+	prereq.Root(t, "give a home to somebody")
+	const owner = 4242
+	for _, lost := range []bool{false, true} {
+		h := home.Dir(t.TempDir())
+		if err := mustOpen(t, h).Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chown(h.DB(), owner, owner); err != nil {
+			t.Fatal(err)
+		}
+		if lost {
+			if err := os.Remove(h.DB() + "-journal"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := mustOpen(t, h).InsertVolume(t.Context(), testVolume("a")); err != nil {
+			t.Fatal(err)
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(h.DB()+"-journal", &st); err != nil || st.Uid != owner || st.Gid != owner {
+			t.Errorf("lost %t: the journal is %d:%d's, %v", lost, st.Uid, st.Gid, err)
+		}
 	}
 }
