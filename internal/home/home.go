@@ -105,6 +105,9 @@ func (d Dir) Trash() string { return d.join("volumes", ".trash") }
 // NameLocks holds the 64 flock files 00..3f.
 func (d Dir) NameLocks() string { return d.join("volumes", ".locks") }
 
+// Binds holds the ledgers of host directories that were mounted with a quota.
+func (d Dir) Binds() string { return d.join("binds") }
+
 // DiskFile is the image of a disk volume inside its data directory.
 const DiskFile = "disk.raw"
 

@@ -77,8 +77,6 @@ func (x *modelRun) path() string {
 	return p
 }
 
-func (x *modelRun) dir() string { return filepath.Dir(x.path() + "/x") }
-
 // step does one operation on both; what the volume refuses has no effect in the
 // model.
 func (x *modelRun) step() (what string, err error) {
