@@ -81,7 +81,7 @@ func TestKilledBeforeEverySystemCall(t *testing.T) {
 						}
 					}
 				}
-				if n <= 6 {
+				if n <= 3 { // attaching makes three
 					t.Errorf("only %d calls were seen", n-1)
 				}
 				t.Logf("%d calls", n-1)
