@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 export MSB_TEST_SEED=$PWD/build/home MSB_TEST_MSB=$PWD/bin/msb
 export MSB_SOAK=${MSB_SOAK:-10m} MSB_SOAK_KILLS=${MSB_SOAK_KILLS:-10000} MSB_SOAK_IMAGES=${MSB_SOAK_IMAGES:-100000}
 export MSB_SOAK_CUTS=${MSB_SOAK_CUTS:-10000} MSB_SOAK_GROW=${MSB_SOAK_GROW:-2000}
-parts=" ${*:-kills containment images races guests shared cuts grow fuzz} "
+parts=" ${*:-kills containment images races guests shared cuts grow ledger fuzz} "
 mkdir -p build
 results=$PWD/build/soak.txt log=$(mktemp)
 trap 'rm -f "$log"' EXIT
@@ -37,6 +37,8 @@ part guests 5 . '^(TestKillMatrix|TestRunKilledAnywhere)'
 MSB_SHARED_ROUNDS=${MSB_SHARED_ROUNDS:-60} part shared 5 ./internal/conformance '^TestSharedVolume$'
 part cuts 1 ./internal/powercut '^TestPowerCut$'
 part grow 1 ./internal/vmm/qemu '^TestGrow'
+MSB_TEST_MODEL_OPS=${MSB_SOAK_MODEL_OPS:-1000000} part ledger 1 ./internal/volumefs '^TestModel'
+part ledger 20 ./internal/ledger '^Test(Killed|Stopped|PowerCut|LimitHolds|OrphansChangeHands)'
 if [[ $parts == *" fuzz "* ]]; then
 	scripts/fuzz.sh "${FUZZ:-10m}" | tee -a "$results"
 fi
