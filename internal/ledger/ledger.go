@@ -72,8 +72,26 @@ func Open(f *os.File) (*Ledger, error) {
 
 // read reads the whole ledger in one call.
 func (l *Ledger) read(p *page) error {
-	var b [maxSize]byte
+	b := buffers.Get().(*[maxSize]byte)
+	defer buffers.Put(b)
 	return readPage(l.fd, b[:], p)
+}
+
+// buffers and pages are for reading: a list reads thousands of ledgers.
+var (
+	buffers = sync.Pool{New: func() any { return new([maxSize]byte) }}
+	pages   = sync.Pool{New: func() any { return new(page) }}
+)
+
+// ReadState is Open and State of a file that is open for reading.
+func ReadState(fd int) (State, error) {
+	l := Ledger{fd: fd}
+	p := pages.Get().(*page)
+	defer pages.Put(p)
+	if err := l.read(p); err != nil {
+		return State{}, err
+	}
+	return l.state(p, -1)
 }
 
 func readPage(fd int, b []byte, p *page) error {
@@ -115,13 +133,7 @@ func pwriteAll(fd int, b []byte, off int64) error {
 
 // State reads what the ledger says, in one call, and asks the kernel which
 // writers live.
-func (l *Ledger) State() (State, error) {
-	var p page
-	if err := l.read(&p); err != nil {
-		return State{}, err
-	}
-	return l.state(&p, -1)
-}
+func (l *Ledger) State() (State, error) { return ReadState(l.fd) }
 
 // state interprets a page; the owner of slot self lives.
 func (l *Ledger) state(p *page, self int) (State, error) {

@@ -155,10 +155,14 @@ func (w *Writer) answer() error {
 	if !w.o.Server {
 		return nil
 	}
-	for ino, charge := range w.others { // their server may have closed them or died
-		w.adopt(ino, charge)
-	}
 	asked := false
+	for ino := range w.others { // their server may have closed them or died
+		if lockedElsewhere(w.l.fd, orphanLock+int64(ino)&inodeMask, 1) {
+			continue
+		}
+		delete(w.others, ino)
+		asked = true // they may have grown since we saw them
+	}
 	for i := range w.page.n {
 		s := &w.page.slots[i]
 		asked = asked || i != w.slot && s.pending != (Delta{}) && s.pendAt >= w.me.ackAt

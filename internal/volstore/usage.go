@@ -16,17 +16,14 @@ import (
 // at, nothing is written. ok is false where there is no ledger that knows: the
 // volume is from before there were ledgers, and nobody has written to it since.
 func (s *Store) Used(v *Volume) (state ledger.State, ok bool, err error) {
-	f, err := os.OpenFile(s.ledgerPath(v.ID), os.O_RDONLY|unix.O_NOFOLLOW, 0)
-	if errors.Is(err, fs.ErrNotExist) {
+	// Not by package os, which costs twice as much: a list asks for thousands.
+	fd, err := unix.Open(s.ledgerPath(v.ID), unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err == unix.ENOENT {
 		return state, false, nil
 	}
-	if err != nil {
-		return state, false, s.wrap("measure", v.Name, err)
-	}
-	defer f.Close()
-	l, err := ledger.Open(f)
 	if err == nil {
-		state, err = l.State()
+		state, err = ledger.ReadState(fd)
+		_ = unix.Close(fd)
 	}
 	return state, err == nil && !state.Uncounted, s.wrap("measure", v.Name, err)
 }
