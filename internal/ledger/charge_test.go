@@ -103,6 +103,32 @@ func TestWalk(t *testing.T) {
 	}
 }
 
+// TestWalkIsDeep: directories nested deeper than files may be open, and longer
+// than a path may be, are counted.
+func TestWalkIsDeep(t *testing.T) {
+	v := newVolume(t, Limits{})
+	const deep = 3000
+	fd, err := unix.Open(v.dir(), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	v.ok(err)
+	for range deep {
+		v.ok(unix.Mkdirat(fd, "directory", 0o700))
+		v.ok(unix.Mkdirat(fd, "beside", 0o700))
+		next, err := unix.Openat(fd, "directory", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		v.ok(err)
+		v.ok(unix.Close(fd))
+		fd = next
+	}
+	v.ok(unix.Close(fd))
+	before, err := os.ReadDir("/proc/self/fd")
+	v.ok(err)
+	if got, want := v.walk(), (Delta{2 * deep * Block, 2 * deep}); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	if after, err := os.ReadDir("/proc/self/fd"); err != nil || len(after) != len(before) {
+		t.Errorf("%d descriptors, %d before", len(after), len(before))
+	}
+}
+
 // TestDirGrowth: what is said not to grow does not, and what may grow does not
 // grow more than was said.
 func TestDirGrowth(t *testing.T) {

@@ -35,36 +35,88 @@ func Walk(ctx context.Context, dir *os.File, budget int) (Found, error) {
 	if err != nil {
 		return Found{}, err
 	}
-	defer root.Close()
 	var st unix.Stat_t
 	if err := unix.Fstat(int(root.Fd()), &st); err != nil {
-		return Found{}, err
+		return Found{}, errors.Join(err, root.Close())
 	}
 	w := &walk{ctx: ctx, rules: rules, seen: map[[2]uint64]bool{}, budget: budget}
+	defer w.close()
 	w.found.Charges.Bytes = rules.Root(st.Size) + rules.Xattrs(xattrBytes(fdPath(int(root.Fd()))))
 	w.found.Allocated = st.Blocks * 512
-	err = w.dir(root)
+	err = w.tree(root)
 	return w.found, err
 }
 
-// walk holds one descriptor per level.
+// maxOpenLevels bounds the descriptors of a walk: a guest can nest directories
+// deeper than any process may have files open. What is above is reached by "..",
+// and must be what it was.
+const maxOpenLevels = 64
+
+// level is a directory whose entries are counted, and what is below it is not.
+type level struct {
+	dir  *os.File // nil: closed for now
+	id   [2]uint64
+	subs []string
+}
+
 type walk struct {
 	ctx    context.Context
 	rules  Rules
 	seen   map[[2]uint64]bool // inodes with several names that were counted
 	budget int
 	looked int
+	levels []*level
 	found  Found
 }
 
-func (w *walk) dir(dir *os.File) error {
+func (w *walk) tree(root *os.File) error {
+	if err := w.enter(root); err != nil {
+		return err
+	}
+	for len(w.levels) > 0 {
+		l := w.levels[len(w.levels)-1]
+		if len(l.subs) == 0 {
+			if err := w.leave(); err != nil {
+				return err
+			}
+			continue
+		}
+		name := l.subs[len(l.subs)-1]
+		l.subs = l.subs[:len(l.subs)-1]
+		dir, err := openDir(int(l.dir.Fd()), name)
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+			continue // something else by now
+		}
+		if err == nil {
+			err = w.enter(dir)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// enter counts the entries of a directory and makes it the current level.
+func (w *walk) enter(dir *os.File) error {
+	l := &level{dir: dir}
+	w.levels = append(w.levels, l)
+	var st unix.Stat_t
+	if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
+		return err
+	}
+	l.id = [2]uint64{st.Dev, st.Ino}
+	if n := len(w.levels) - maxOpenLevels; n > 0 {
+		_ = w.levels[n-1].dir.Close()
+		w.levels[n-1].dir = nil
+	}
 	for {
 		if err := w.ctx.Err(); err != nil {
 			return err
 		}
 		entries, err := dir.ReadDir(1024)
 		for _, e := range entries {
-			if err := w.entry(dir, e.Name()); err != nil {
+			if err := w.entry(l, e.Name()); err != nil {
 				return err
 			}
 		}
@@ -77,9 +129,44 @@ func (w *walk) dir(dir *os.File) error {
 	}
 }
 
-func (w *walk) entry(dir *os.File, name string) error {
+// leave goes back to the level above.
+func (w *walk) leave() error {
+	n := len(w.levels) - 1
+	l := w.levels[n]
+	w.levels = w.levels[:n]
+	defer l.dir.Close()
+	if n == 0 || w.levels[n-1].dir != nil {
+		return nil
+	}
+	up, err := openDir(int(l.dir.Fd()), "..")
+	if err != nil {
+		return err
+	}
+	w.levels[n-1].dir = up
 	var st unix.Stat_t
-	err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	if err := unix.Fstat(int(up.Fd()), &st); err != nil {
+		return err
+	}
+	if w.levels[n-1].id != [2]uint64{st.Dev, st.Ino} {
+		return errMoved
+	}
+	return nil
+}
+
+var errMoved = errors.New("a directory was moved while the volume was counted")
+
+func (w *walk) close() {
+	for _, l := range w.levels {
+		if l.dir != nil {
+			_ = l.dir.Close()
+		}
+	}
+}
+
+func (w *walk) entry(l *level, name string) error {
+	var st unix.Stat_t
+	at := int(l.dir.Fd())
+	err := unix.Fstatat(at, name, &st, unix.AT_SYMLINK_NOFOLLOW)
 	if errors.Is(err, unix.ENOENT) {
 		return nil // removed while we walk
 	}
@@ -98,27 +185,15 @@ func (w *walk) entry(dir *os.File, name string) error {
 		}
 		w.seen[key] = true
 	}
-	path := fdPath(int(dir.Fd())) + "/" + name
+	path := fdPath(at) + "/" + name
 	d := w.rules.Inode(&st, st.Mode&unix.S_IFMT == unix.S_IFREG && standin(path, st.Size), xattrBytes(path))
 	d.Inodes = 1 // names are counted as they are found
 	w.found.Charges = w.found.Charges.Plus(d)
 	w.found.Allocated += st.Blocks * 512
 	if isDir {
-		return w.enter(dir, name)
+		l.subs = append(l.subs, name)
 	}
 	return nil
-}
-
-func (w *walk) enter(parent *os.File, name string) error {
-	dir, err := openDir(int(parent.Fd()), name)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
-		return nil // something else by now
-	}
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return w.dir(dir)
 }
 
 func openDir(at int, name string) (*os.File, error) {
