@@ -38,6 +38,7 @@ MSB_SHARED_ROUNDS=${MSB_SHARED_ROUNDS:-60} part shared 5 ./internal/conformance 
 part cuts 1 ./internal/powercut '^TestPowerCut$'
 part grow 1 ./internal/vmm/qemu '^TestGrow'
 MSB_TEST_MODEL_OPS=${MSB_SOAK_MODEL_OPS:-1000000} part ledger 1 ./internal/volumefs '^TestModel'
+MSB_TEST_MODEL_OPS=${MSB_SOAK_MODEL_OPS:-1000000} part ledger 1 ./internal/fuseserver '^TestQuotaModel$'
 part ledger 20 ./internal/ledger '^Test(Killed|Stopped|PowerCut|LimitHolds|OrphansChangeHands)'
 if [[ $parts == *" fuzz "* ]]; then
 	scripts/fuzz.sh "${FUZZ:-10m}" | tee -a "$results"

@@ -41,6 +41,9 @@ func (c *call) changeSize(n *inode, fd int, shrinks bool) (*sizeChange, errno) {
 		z.abandon()
 		return nil, err
 	}
+	if z.st.Nlink == 0 {
+		_ = q.look() // somebody may have deleted it just now: first we count what it was
+	}
 	if !z.op.Late() {
 		z.before = q.file(c, fd, &z.st)
 	}
@@ -89,6 +92,9 @@ func (z *sizeChange) done(c *call) {
 func (z *sizeChange) grown(size int64) { z.end(size, z.q.rules.File(size)) }
 
 func (z *sizeChange) end(size, after int64) {
+	if z.st.Nlink == 0 {
+		z.q.recount(z.n)
+	}
 	_ = z.op.Done(ledger.Delta{Bytes: after - z.before})
 	if size < z.st.Size {
 		z.stripe.era++
@@ -350,6 +356,9 @@ func (c *call) changeXattrs(n *inode, more int) (done func(), err errno) {
 		return func() {}, 0
 	}
 	op := q.w.Lock(n.key.ino)
+	if fstat(n.quick, n.fd, &c.st) == 0 && c.st.Nlink == 0 {
+		_ = q.look()
+	}
 	sum := c.countXattrs(n.fd, n.format)
 	before := q.rules.Xattrs(sum)
 	if op.Late() {
@@ -360,6 +369,7 @@ func (c *call) changeXattrs(n *inode, more int) (done func(), err errno) {
 		return nil, err
 	}
 	return func() {
+		q.recount(n)
 		_ = op.Done(ledger.Delta{Bytes: q.rules.Xattrs(c.countXattrs(n.fd, n.format)) - before})
 	}, 0
 }

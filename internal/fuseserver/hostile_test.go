@@ -137,7 +137,7 @@ func TestInitNegotiation(t *testing.T) {
 	out, err := send(all, 64)
 	s.must(err)
 	got := w.InitFlags(out.Flags) | w.InitFlags(out.Flags2)<<32
-	if want := granted | w.InitAutoInvalData | w.InitPosixLocks | w.InitFlockLocks; got != want || out.Minor != w.Minor {
+	if want := granted | s.srv.cacheFlags() | w.InitPosixLocks | w.InitFlockLocks; got != want || out.Minor != w.Minor {
 		t.Errorf("granted %#x, want %#x; minor %d", got, want, out.Minor)
 	}
 	if got&(w.InitWritebackCache|w.InitPosixACL|w.InitExportSupport) != 0 {

@@ -207,6 +207,15 @@ func (q *quota) orphaned(op *ledger.Op, ino uint64, charge ledger.Delta) {
 	op.Orphan(ino, charge, p.m[ino] > 0)
 }
 
+// recount tells the ledger what an inode without a name counts by now: a walk of
+// the volume does not find it.
+func (q *quota) recount(n *inode) {
+	st := new(unix.Stat_t)
+	if fstat(n.quick, n.fd, st) == 0 && st.Nlink == 0 {
+		q.w.Recount(n.key.ino, q.charge(n.fd, st))
+	}
+}
+
 // closed is called with the last reference of a node, whose descriptor is open
 // still; then is closes it.
 func (q *quota) closed(n *inode, then func()) {

@@ -70,6 +70,20 @@ func (a *account) used() ledger.Delta {
 // a name.
 func (a *account) truth() ledger.Delta {
 	a.t.Helper()
+	sum, seen := a.walk(), map[uint64]bool{}
+	for _, s := range a.shares {
+		s.srv.quota.orphans(func(ino uint64, charge ledger.Delta) {
+			if !seen[ino] {
+				sum, seen[ino] = sum.Plus(charge), true
+			}
+		})
+	}
+	return sum
+}
+
+// walk is the sum of charges of the tree.
+func (a *account) walk() ledger.Delta {
+	a.t.Helper()
 	d, err := os.Open(a.dir)
 	if err != nil {
 		a.t.Fatal(err)
@@ -79,15 +93,7 @@ func (a *account) truth() ledger.Delta {
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	sum, seen := found.Charges, map[uint64]bool{}
-	for _, s := range a.shares {
-		s.srv.quota.orphans(func(ino uint64, charge ledger.Delta) {
-			if !seen[ino] {
-				sum, seen[ino] = sum.Plus(charge), true
-			}
-		})
-	}
-	return sum
+	return found.Charges
 }
 
 // bound fails if the ledger says less than there is.
@@ -101,10 +107,10 @@ func (a *account) bound(when string) {
 
 // settled reports whether the ledger becomes equal to what there is while nothing
 // happens; got is what it says.
-func (a *account) settled() (got, truth ledger.Delta, ok bool) {
+func (a *account) settled(within time.Duration) (got, truth ledger.Delta, ok bool) {
 	a.t.Helper()
 	truth = a.truth()
-	for deadline := time.Now().Add(3 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(within); ; time.Sleep(10 * time.Millisecond) {
 		if got = a.used(); got == truth {
 			return got, truth, true
 		}
@@ -116,7 +122,7 @@ func (a *account) settled() (got, truth ledger.Delta, ok bool) {
 
 func (a *account) equal(when string) {
 	a.t.Helper()
-	if got, truth, ok := a.settled(); !ok {
+	if got, truth, ok := a.settled(3 * time.Second); !ok {
 		a.t.Fatalf("%s: the ledger says %v, there is %v", when, got, truth)
 	}
 }
@@ -128,9 +134,9 @@ func (a *account) settle() {
 	for range 20 {
 		s, err := a.l.State()
 		if err == nil && s.Unsettled {
-			_, err = a.l.Settle(context.Background(), func(context.Context) (ledger.Delta, error) { return a.truth(), nil })
+			_, err = a.l.Settle(context.Background(), func(context.Context) (ledger.Delta, error) { return a.walk(), nil })
 		}
-		if _, _, ok := a.settled(); ok && err == nil {
+		if _, _, ok := a.settled(time.Second); ok && err == nil {
 			return
 		}
 		if err != nil {
