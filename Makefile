@@ -49,7 +49,7 @@ test: packages-test seed ## Install what tests need and run all of them
 	@scripts/test.sh
 
 race: packages-test seed ## Tests of the concurrent packages under the race detector (needs a C compiler)
-	CGO_ENABLED=1 $(GO) test -race -count=1 ./internal/supervisor/... ./internal/vhostuser/... ./internal/fuseserver/... ./internal/volstore/... ./internal/volumefs/... ./internal/agentclient/...
+	CGO_ENABLED=1 $(GO) test -race -count=1 ./internal/supervisor/... ./internal/vhostuser/... ./internal/fuseserver/... ./internal/volstore/... ./internal/volumefs/... ./internal/ledger/... ./internal/agentclient/...
 
 fuzz: ## Every fuzz target for a minute
 	@scripts/fuzz.sh 60s

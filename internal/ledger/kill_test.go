@@ -162,7 +162,7 @@ func newVictim(t *testing.T, script, action string) *victim {
 	v.idle()
 	v.exact()
 	v.cmd = exec.Command("/proc/self/exe")
-	v.cmd.Env = append(os.Environ(), childEnv+"="+script+":"+v.base, failpoint.EnvVar+"="+action)
+	v.cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0", childEnv+"="+script+":"+v.base, failpoint.EnvVar+"="+action)
 	v.cmd.Stderr = os.Stderr
 	return v
 }

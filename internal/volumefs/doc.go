@@ -37,6 +37,12 @@
 //   - A link is followed by the calls that read or write content, and never by
 //     those that remove or rename.
 //
+// What an operation adds is charged to the volume's ledger before it is there, and
+// what it frees is refunded after it is gone (package ledger): a temporary before
+// it has content, a directory's growth with the name that causes it, a replaced or
+// removed file with the directory and the file locked, so that nobody else changes
+// them between the look and the deed.
+//
 // The package trusts the kernel and /proc. It does not trust a single name,
 // link, type or attribute in the volume: a guest may change all of them at any
 // time, also between two calls here.
