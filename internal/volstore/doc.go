@@ -87,6 +87,7 @@
 // # What it trusts, and what it leaves to others
 //
 // It trusts the home (mode 0700) against other users, not the content of
-// volumes, which guests write. File access inside volumes is volumefs, limits
-// are quota, sandboxes are records of their own.
+// volumes, which guests write. File access inside volumes is volumefs, what they
+// hold and may hold is ledger (this package makes ledgers, gives them the limits of
+// the record, and has them counted), sandboxes are records of their own.
 package volstore
