@@ -14,7 +14,7 @@ func TestHomeWithASandboxIsDescribed(t *testing.T) {
 	h := vmtest.Home(t)
 	ctx := testContext(t)
 	mount := msb.Mount.Named("data", msb.MountOptions{})
-	ok(t, func() error { _, err := msb.CreateVolume(ctx, "data"); return err }())
+	ok(t, func() error { _, err := msb.CreateVolume(ctx, "data", msb.WithVolumeInodes(5000)); return err }())
 	boot(ctx, t, "box", msb.WithMounts(map[string]msb.MountConfig{"/data": mount}))
 	for row, n := range storetest.Described(t, string(h)) {
 		switch row {
