@@ -109,7 +109,7 @@ var plants = map[string]struct {
 	"staging":           {"ext4", 8, plant{"internal/volstore/create.go", "synced := begin(syncNote, st.file.Sync, syncStagings)", "synced := begin(func() error { _, _ = syncNote, syncStagings; return nil })"}},
 	"records":           {"ext4", 8, plant{"internal/records/open.go", "synchronous(FULL)", "synchronous(OFF)"}},
 	"records' files":    {"ext4", 8, plant{"internal/records/vfs.go", "err := unix.Fdatasync(int(f.Fh))", "err := error(nil)"}},
-	"store":             {"btrfs", 23, plant{"internal/volstore/files.go", "return errors.Join(f.Sync(), f.Close())", "return f.Close()"}},
+	"store":             {"btrfs", 30, plant{"internal/volstore/files.go", "return errors.Join(f.Sync(), f.Close())", "return f.Close()"}},
 	"file without name": {"btrfs", 8, plant{"internal/volumefs/temp.go", "t.fs.opts.NoUnnamedSync || unix.Fstatfs(t.fd(), &st) != nil", "unix.Fstatfs(t.fd(), &st) == nil {\n\t\treturn true\n\t}\n\tif true"}},
 }
 

@@ -219,8 +219,10 @@ func (st *staging) seal(makeLedger func() error) {
 		syncNote := func() error { return errors.Join(note.Sync(), note.Close()) }
 		syncStagings := func() error { return syncDir(st.s.home.Staging()) }
 		synced := begin(syncNote, st.file.Sync, syncStagings)
-		err = errors.Join(touch(filepath.Join(st.path, attachName)), makeAlive(st.path))
-		return errors.Join(err, synced())
+		if err := synced(); err != nil {
+			return err
+		}
+		return errors.Join(touch(filepath.Join(st.path, attachName)), makeAlive(st.path))
 	})
 }
 
