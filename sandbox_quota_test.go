@@ -66,6 +66,7 @@ type quotaBench struct {
 	a, b *msb.Sandbox
 	vol  *msb.Volume
 	l    *ledger.Ledger
+	dir  string // of the host, at /b of the first sandbox, with a quota of 1 MiB
 }
 
 const quotaMiB = 4
@@ -78,13 +79,17 @@ func TestQuotaInGuests(t *testing.T) {
 	ok(t, b.vol.FS().WriteString(ctx, "/quota.py", quotaScript))
 	b.l = openLedger(t, h)
 	q := msb.Mount.Named("q", msb.MountOptions{})
-	b.a = boot(ctx, t, "quota-a", msb.WithMounts(map[string]msb.MountConfig{"/v": q, "/w": q}))
+	b.dir = t.TempDir()
+	ok(t, os.WriteFile(filepath.Join(b.dir, "old"), make([]byte, 3<<20), 0o666))
+	b.a = boot(ctx, t, "quota-a", msb.WithMounts(map[string]msb.MountConfig{"/v": q, "/w": q,
+		"/b": msb.Mount.Bind(b.dir, msb.MountOptions{QuotaMiB: 1})}))
 	b.b = boot(ctx, t, "quota-b", msb.WithMounts(map[string]msb.MountConfig{"/v": q}))
 	for _, test := range []struct {
 		name string
 		run  func(context.Context, *testing.T)
 	}{
-		{"df", b.testDF}, {"ways", b.testWays}, {"others", b.testOthers}, {"open", b.testOpen}, {"restart", b.testRestart},
+		{"df", b.testDF}, {"ways", b.testWays}, {"others", b.testOthers}, {"open", b.testOpen},
+		{"bind", b.testBind}, {"restart", b.testRestart},
 	} {
 		if !t.Run(test.name, func(t *testing.T) { test.run(ctx, t) }) {
 			break
@@ -182,6 +187,17 @@ func (b *quotaBench) testOpen(ctx context.Context, t *testing.T) {
 	}
 }
 
+// testBind: a bound directory may grow by its quota beyond what it had.
+func (b *quotaBench) testBind(ctx context.Context, t *testing.T) {
+	refuses(t, b.a, "dd if=/dev/zero of=/b/new bs=64k count=20", "No space left")
+	sh(t, b.a, "dd if=/dev/zero of=/b/old bs=64k count=48 conv=notrunc 2>&1")
+	refuses(t, b.a, "head -c 100000 /dev/zero >>/b/old", "No space left")
+	if st := must(os.Stat(filepath.Join(b.dir, "new")))(t); st.Size() > 1<<20 {
+		t.Errorf("the guest added %d bytes", st.Size())
+	}
+	sh(t, b.a, "rm /b/new; head -c 900000 /dev/zero >/b/new")
+}
+
 // testRestart: a restarted sandbox finds the same limit.
 func (b *quotaBench) testRestart(ctx context.Context, t *testing.T) {
 	sh(t, b.a, "head -c 3000000 /dev/zero >/v/big; sync")
@@ -190,6 +206,7 @@ func (b *quotaBench) testRestart(ctx context.Context, t *testing.T) {
 	b.exact(t, "stopped")
 	again := must(msb.StartSandbox(ctx, "quota-a"))(t)
 	refuses(t, again, "head -c 3000000 /dev/zero >/v/more", "No space left")
+	refuses(t, again, "head -c 300000 /dev/zero >/b/more", "No space left")
 	sh(t, again, "rm /v/more; head -c 500000 /dev/zero >/v/more")
 	b.exact(t, "restarted")
 }

@@ -27,6 +27,7 @@ var (
 type Attacher interface {
 	AttachID(ctx context.Context, id string, mode volstore.AttachMode, holder volstore.Holder) (*volstore.Attachment, error)
 	OpenLedger(ctx context.Context, id string) (*os.File, error)
+	OpenBindLedger(ctx context.Context, dir *os.File, quotaMiB uint32) (*os.File, error)
 }
 
 // OpenOptions describe the sandbox a plan is for.
@@ -141,7 +142,7 @@ type planner struct {
 func (b *planner) add(ctx context.Context, s *Spec) error {
 	switch s.Kind {
 	case KindBind:
-		return b.addBind(s)
+		return b.addBind(ctx, s)
 	case KindNamed:
 		return b.addNamed(ctx, s)
 	case KindTmpfs:
@@ -160,13 +161,19 @@ func (b *planner) addGuest(s *Spec, m agentproto.Mount) {
 	b.plan.Guest = append(b.plan.Guest, m)
 }
 
-func (b *planner) addBind(s *Spec) error {
+func (b *planner) addBind(ctx context.Context, s *Spec) error {
 	f, err := openResolved(s, unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	b.addShare(s, s.Source, identity{s.Resolved.Dev, s.Resolved.Ino}, nil)
+	var book *os.File
+	if s.QuotaMiB != 0 && !s.Readonly {
+		if book, err = b.store.OpenBindLedger(ctx, f, s.QuotaMiB); err != nil {
+			return at(s, err)
+		}
+	}
+	b.addShare(s, s.Source, identity{s.Resolved.Dev, s.Resolved.Ino}, book)
 	return nil
 }
 

@@ -146,8 +146,6 @@ func (p *provision) checkSupported(context.Context) error {
 		case s.Kind == KindDisk && s.FormatOf() != FormatRaw:
 			return notYet(s, "%s disk images are", s.FormatOf()).
 				WithHint("convert it: qemu-img convert -O raw %s disk.raw", s.Source)
-		case s.Kind == KindBind && s.QuotaMiB != 0:
-			return notYet(s, "a quota of a bind mount is").WithHint("use a directory volume with a quota")
 		}
 	}
 	return nil

@@ -116,7 +116,6 @@ func TestProvisionHostPathErrors(t *testing.T) {
 		"disk, qcow2":            {diskSpec("a.qcow2"), errdefs.UnsupportedOperation, nil, "qcow2"},
 		"disk, vmdk":             {diskSpec("a.vmdk"), errdefs.UnsupportedOperation, nil, "vmdk"},
 		"disk, qcow2 by format":  {Spec{Guest: "/d", Kind: KindDisk, Source: "a.img", Format: FormatQcow2}, errdefs.UnsupportedOperation, nil, "qcow2"},
-		"bind, quota":            {Spec{Guest: "/m", Kind: KindBind, Source: dir, QuotaMiB: 8}, errdefs.UnsupportedOperation, nil, "quota"},
 		"rules come first":       {Spec{Guest: "/m", Kind: KindBind, Source: "nowhere", SizeMiB: 1}, errdefs.InvalidConfig, nil, "option size"},
 		"named, missing":         {Spec{Guest: "/m", Kind: KindNamed, Source: "cache"}, errdefs.VolumeNotFound, nil, `"cache"`},
 		"ensure disk, no size":   {Spec{Guest: "/m", Kind: KindNamed, Source: "db", Named: Named{Mode: ModeEnsureExists, Kind: VolumeDisk}}, errdefs.InvalidConfig, nil, "needs a size"},
