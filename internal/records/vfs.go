@@ -30,54 +30,64 @@ const vfsName = "msb"
 // ownerParam tells the VFS in the database's URI whose it is.
 const ownerParam = "owner"
 
-// vfs is what SQLite and the functions below share. SQLite keeps pointers into
-// it: a variable of a package does not move and is never freed.
+// vfs is what the functions below share. Addresses are of memory that SQLite has
+// allocated and that is never freed: it keeps pointers into it.
 var vfs struct {
 	once sync.Once
 	err  error
 
-	unix  uintptr              // the sqlite3_vfs of SQLite
-	own   sqlite3.Tsqlite3_vfs // registered
-	name  [len(vfsName) + 1]byte
-	param [len(ownerParam) + 1]byte
-
-	fchown [len("fchown") + 1]byte
+	unix  uintptr // the sqlite3_vfs of SQLite
+	param uintptr // ownerParam
 
 	mu      sync.RWMutex
-	methods map[[2]uintptr]*sqlite3.Tsqlite3_io_methods // ours by SQLite's and xSync; guarded by mu
-	owners  map[uint64]*DB                              // guarded by mu
-	last    uint64                                      // owner; guarded by mu
+	methods map[[2]uintptr]uintptr // our sqlite3_io_methods by SQLite's and xSync; guarded by mu
+	owners  map[uint64]*DB         // guarded by mu
+	last    uint64                 // owner; guarded by mu
 }
 
-// registerVFS makes the VFS known to SQLite, once. It takes some 10 µs.
+// registerVFS makes the VFS known to SQLite, once. It takes 3 µs.
 func registerVFS() error {
 	vfs.once.Do(func() {
 		tls := libc.NewTLS()
 		defer tls.Close()
-		vfs.unix = sqlite3.Xsqlite3_vfs_find(tls, 0)
-		if vfs.unix == 0 {
-			vfs.err = errors.New("SQLite knows no VFS")
-			return
-		}
-		vfs.methods, vfs.owners = map[[2]uintptr]*sqlite3.Tsqlite3_io_methods{}, map[uint64]*DB{}
-		copy(vfs.name[:], vfsName)
-		copy(vfs.param[:], ownerParam)
-		copy(vfs.fchown[:], "fchown")
-		vfs.own = *at[sqlite3.Tsqlite3_vfs](vfs.unix)
-		vfs.own.FszOsFile += int32(unsafe.Sizeof(uint64(0))) // the owner, behind SQLite's part
-		vfs.own.FpNext = 0
-		vfs.own.FzName = address(&vfs.name)
-		vfs.own.FxOpen = pointer[openFunc](vfsOpen)
-		set := *(*setCallFunc)(unsafe.Pointer(&vfs.own.FxSetSystemCall))
-		if rc := set(tls, vfs.unix, address(&vfs.fchown), pointer[chownFunc](keepOwner)); rc != sqlite3.SQLITE_OK {
-			vfs.err = fmt.Errorf("set the call fchown: result %d", rc)
-			return
-		}
-		if rc := sqlite3.Xsqlite3_vfs_register(tls, address(&vfs.own), 0); rc != sqlite3.SQLITE_OK {
-			vfs.err = fmt.Errorf("register the VFS %s: result %d", vfsName, rc)
-		}
+		vfs.err = register(tls)
 	})
 	return vfs.err
+}
+
+func register(tls *libc.TLS) error {
+	vfs.methods, vfs.owners = map[[2]uintptr]uintptr{}, map[uint64]*DB{}
+	vfs.unix = sqlite3.Xsqlite3_vfs_find(tls, 0)
+	if vfs.unix == 0 {
+		return errors.New("SQLite knows no VFS")
+	}
+	var err error
+	if vfs.param, err = libc.CString(ownerParam); err != nil {
+		return err
+	}
+	own := *at[sqlite3.Tsqlite3_vfs](vfs.unix)
+	own.FszOsFile += int32(unsafe.Sizeof(uint64(0))) // the owner, behind SQLite's part
+	own.FpNext = 0
+	if own.FzName, err = libc.CString(vfsName); err != nil {
+		return err
+	}
+	own.FxOpen = pointer[openFunc](vfsOpen)
+	call, err := libc.CString("fchown")
+	if err != nil {
+		return err
+	}
+	set := *(*setCallFunc)(unsafe.Pointer(&own.FxSetSystemCall))
+	if rc := set(tls, vfs.unix, call, pointer[chownFunc](keepOwner)); rc != sqlite3.SQLITE_OK {
+		return fmt.Errorf("set the call fchown: result %d", rc)
+	}
+	p, err := allocate(tls, own)
+	if err != nil {
+		return err
+	}
+	if rc := sqlite3.Xsqlite3_vfs_register(tls, p, 0); rc != sqlite3.SQLITE_OK {
+		return fmt.Errorf("register the VFS %s: result %d", vfsName, rc)
+	}
+	return nil
 }
 
 // own gives a handle a number that its connections name in their URI.
@@ -119,17 +129,16 @@ func vfsOpen(tls *libc.TLS, _, name, file uintptr, flags int32, outFlags uintptr
 		rc := open(tls, vfs.unix, name, file, flags, outFlags)
 		if rc == sqlite3.SQLITE_OK {
 			*ownerOf(file) = 0
-			if p := sqlite3.Xsqlite3_uri_parameter(tls, name, address(&vfs.param)); p != 0 {
+			if p := sqlite3.Xsqlite3_uri_parameter(tls, name, vfs.param); p != 0 {
 				*ownerOf(file), _ = strconv.ParseUint(libc.GoString(p), 10, 64)
 			}
-			replaceSync(file, syncDatabase)
+			return replaceSync(tls, file, syncDatabase)
 		}
 		return rc
 	case flags&sqlite3.SQLITE_OPEN_MAIN_JOURNAL != 0:
 		rc := open(tls, vfs.unix, name, file, flags&^sqlite3.SQLITE_OPEN_CREATE, outFlags)
 		if rc == sqlite3.SQLITE_OK {
-			replaceSync(file, syncJournal)
-			return rc
+			return replaceSync(tls, file, syncJournal)
 		}
 	}
 	return open(tls, vfs.unix, name, file, flags, outFlags) // a new journal's directory must be synced
@@ -150,19 +159,23 @@ func keepOwner(_ *libc.TLS, fd int32, uid, gid uint32) int32 {
 }
 
 // replaceSync gives an open file a copy of its methods with another xSync.
-func replaceSync(file uintptr, by syncFunc) {
+func replaceSync(tls *libc.TLS, file uintptr, by syncFunc) int32 {
 	f, key := at[sqlite3.Tsqlite3_file](file), pointer(by)
 	vfs.mu.Lock()
 	defer vfs.mu.Unlock()
 	of := [2]uintptr{f.FpMethods, key}
 	m := vfs.methods[of]
-	if m == nil {
-		copied := *at[sqlite3.Tsqlite3_io_methods](f.FpMethods)
-		copied.FxSync = key
-		m = &copied
+	if m == 0 {
+		methods := *at[sqlite3.Tsqlite3_io_methods](f.FpMethods)
+		methods.FxSync = key
+		var err error
+		if m, err = allocate(tls, methods); err != nil {
+			return sqlite3.SQLITE_NOMEM // SQLite closes the file: it has methods
+		}
 		vfs.methods[of] = m
 	}
-	f.FpMethods = address(m)
+	f.FpMethods = m
+	return sqlite3.SQLITE_OK
 }
 
 // syncJournal is xSync of a journal that was there before.
@@ -206,8 +219,16 @@ func ownerOf(file uintptr) *uint64 {
 // at returns what lies at an address of SQLite's.
 func at[T any](address uintptr) *T { return *(**T)(unsafe.Pointer(&address)) }
 
-// address returns the address of something that Go keeps as long as SQLite knows it.
-func address[T any](p *T) uintptr { return uintptr(unsafe.Pointer(p)) }
+// allocate copies a value to memory of SQLite's. The race detector's checks of
+// pointers do not let it have memory of Go's.
+func allocate[T any](tls *libc.TLS, v T) (uintptr, error) {
+	p := sqlite3.Xsqlite3_malloc(tls, int32(unsafe.Sizeof(v)))
+	if p == 0 {
+		return 0, unix.ENOMEM
+	}
+	*at[T](p) = v
+	return p, nil
+}
 
 // pointer returns a function of this package as SQLite calls it.
 func pointer[F openFunc | syncFunc | chownFunc](f F) uintptr { return *(*uintptr)(unsafe.Pointer(&f)) }
