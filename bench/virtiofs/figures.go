@@ -24,9 +24,12 @@ import (
 // figures measures what is not a ratio to C virtiofsd, each on fresh servers.
 func (b *bench) figures(r *report) error {
 	if !b.o.rows.MatchString("figures") {
+		if b.o.rows.MatchString("quota") {
+			return b.quota(r)
+		}
 		return nil
 	}
-	for _, f := range []func(*report) error{b.overlay, b.kicks, b.allocations, b.idleAndMemory} {
+	for _, f := range []func(*report) error{b.overlay, b.kicks, b.allocations, b.quota, b.idleAndMemory} {
 		if err := f(r); err != nil {
 			return err
 		}

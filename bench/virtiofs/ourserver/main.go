@@ -20,15 +20,16 @@ func main() {
 	socket := flag.String("socket", "", "listen here")
 	dir := flag.String("dir", "", "serve this")
 	statVirt := flag.String("stat-virt", "off", "strict, relaxed or off")
+	book := flag.String("ledger", "", "charge what is changed to this ledger")
 	profile := flag.String("cpuprofile", "", "write a CPU profile")
 	flag.Parse()
-	if err := run(*socket, *dir, *statVirt, *profile); err != nil {
+	if err := run(*socket, *dir, *statVirt, *book, *profile); err != nil {
 		fmt.Fprintln(os.Stderr, "ourserver:", err)
 		os.Exit(1)
 	}
 }
 
-func run(socket, dir, statVirt, profile string) error {
+func run(socket, dir, statVirt, book, profile string) error {
 	root, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -38,7 +39,13 @@ func run(socket, dir, statVirt, profile string) error {
 		return err
 	}
 	unix.Umask(0)
-	s, err := fuseserver.New(fuseserver.Config{Root: root, ProcSelfFd: proc, StatVirt: statVirt, AsRoot: os.Geteuid() == 0})
+	cfg := fuseserver.Config{Root: root, ProcSelfFd: proc, StatVirt: statVirt, AsRoot: os.Geteuid() == 0}
+	if book != "" {
+		if cfg.Ledger, err = os.OpenFile(book, os.O_RDWR, 0); err != nil {
+			return err
+		}
+	}
+	s, err := fuseserver.New(cfg)
 	if err != nil {
 		return err
 	}
