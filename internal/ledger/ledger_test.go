@@ -396,6 +396,49 @@ func TestSettleWaitsForQuiet(t *testing.T) {
 	v.exact()
 }
 
+// TestWalkKeepsNobody: while a walk takes its time, limits are set, writers join
+// and another walk gives up at once.
+func TestWalkKeepsNobody(t *testing.T) {
+	v := newVolume(t, Limits{})
+	done, inside, finish := make(chan error), make(chan struct{}), make(chan struct{})
+	go func() {
+		first := true
+		_, err := v.l.Settle(context.Background(), func(context.Context) (Delta, error) {
+			if first {
+				first = false
+				close(inside)
+				<-finish
+			}
+			return walkDir(v.dir())
+		})
+		done <- err
+	}()
+	<-inside
+	start := time.Now()
+	f, err := os.OpenFile(v.file(), os.O_RDWR, 0)
+	v.ok(err)
+	defer f.Close()
+	other, err := Open(f)
+	v.ok(err)
+	v.ok(other.SetLimits(Limits{Bytes: 1 << 20}))
+	v.ok(charge(v.writer(Options{Server: true}), Delta{}))
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+	defer cancel()
+	if _, err := other.Settle(ctx, nil); !errors.Is(err, ErrBusy) {
+		t.Errorf("a second walk: %v", err)
+	}
+	if d := time.Since(start); d > 500*time.Millisecond {
+		t.Errorf("all that took %v", d)
+	}
+	close(finish)
+	if err := <-done; err != nil && !errors.Is(err, ErrBusy) { // the server is not polled, and counts as busy
+		t.Error(err)
+	}
+	if s := v.state(); s.Limits.Bytes != 1<<20 {
+		t.Errorf("%+v", s)
+	}
+}
+
 // TestStuckInode: who holds an inode's lock and does not let go delays another
 // once, not each time; nothing is refunded meanwhile, and a walk is asked for.
 func TestStuckInode(t *testing.T) {

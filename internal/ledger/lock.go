@@ -11,6 +11,7 @@ import (
 const (
 	slotLock   = int64(1) << 40 // + slot
 	baseLock   = slotLock + 4096
+	walkLock   = baseLock + 1
 	orphanLock = int64(1) << 61 // + inode
 	inodeLock  = int64(1) << 62 // + inode
 	inodeMask  = int64(1)<<60 - 1

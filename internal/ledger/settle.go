@@ -36,7 +36,7 @@ type Walked struct {
 // those of walk and of the ledger's file. Killed at any time, the ledger is as it
 // was or as it will be.
 func (l *Ledger) Settle(ctx context.Context, walk func(context.Context) (Delta, error)) (Walked, error) {
-	release, err := l.lockBase()
+	release, err := l.lockWalk(ctx)
 	if err != nil {
 		return Walked{}, err
 	}
@@ -63,6 +63,23 @@ func (l *Ledger) Settle(ctx context.Context, walk func(context.Context) (Delta, 
 		}
 	}
 	return out, errdefs.Wrap(errdefs.Filesystem, ErrBusy, "count what a volume holds")
+}
+
+// lockWalk keeps others from walking for the same end: they need not wait for a
+// lock that is held as long as a walk takes.
+func (l *Ledger) lockWalk(ctx context.Context) (release func(), err error) {
+	patience := basePatience
+	if end, ok := ctx.Deadline(); ok {
+		patience = min(patience, time.Until(end))
+	}
+	ok, err := lockWithin(l.fd, walkLock, 1, patience)
+	if err == nil && !ok {
+		err = ErrBusy
+	}
+	if err != nil {
+		return nil, errdefs.Wrap(errdefs.Filesystem, err, "count what a volume holds, as another process does")
+	}
+	return func() { unlock(l.fd, walkLock, 1) }, nil
 }
 
 // Compare walks and compares, and changes nothing. Exact says that nothing
@@ -124,9 +141,13 @@ func (p *page) same(q *page) bool {
 }
 
 // adopt takes what a walk found, if nothing changed since p was read. With no
-// writer alive it starts the slots anew; else only the base moves. The base's
-// lock is held.
+// writer alive it starts the slots anew; else only the base moves.
 func (l *Ledger) adopt(p *page, found Delta) (bool, error) {
+	release, err := l.lockBase()
+	if err != nil {
+		return false, err
+	}
+	defer release()
 	alone, err := tryLock(l.fd, slotLock, MaxWriters) // nobody can join meanwhile
 	if err != nil {
 		return false, errdefs.Wrap(errdefs.Filesystem, err, "lock the ledger of a volume")

@@ -70,7 +70,9 @@ func (s *Store) openBindLedger(ctx context.Context, dir *os.File, limits ledger.
 		_ = f.Close()
 		return nil, err
 	}
-	if err := b.count(ctx, l, countAtOnce); errors.Is(err, ledger.ErrBudget) {
+	ctx, cancel := context.WithTimeout(ctx, countPatience)
+	defer cancel()
+	if err := b.count(ctx, l, countAtOnce); errors.Is(err, ledger.ErrBudget) || errors.Is(err, context.DeadlineExceeded) {
 		b.countInBackground()
 	}
 	return f, nil

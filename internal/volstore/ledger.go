@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -25,6 +26,10 @@ var pointLedger = failpoint.New("volstore.ledger.made") // a volume without one 
 // countAtOnce is how many files a caller counts itself; more are left to the
 // background.
 const countAtOnce = 4096
+
+// countPatience is how long a caller waits for the volume to be quiet, and for the
+// walk.
+const countPatience = 50 * time.Millisecond
 
 // makeLedger makes the ledger of a new, empty directory volume, and writes down
 // its limit of inodes if it has one of its own.
@@ -183,11 +188,13 @@ func (s *Store) prepareLedger(v *Volume, l *ledger.Ledger) error {
 	return nil
 }
 
-// countSoon counts a small volume at once and a large one in the background. It
-// fails silently: the next opening tries again.
+// countSoon counts a small volume that is quiet at once, and any other in the
+// background. It fails silently: the next opening tries again.
 func (s *Store) countSoon(v *Volume, l *ledger.Ledger) {
-	_, err := s.count(context.Background(), v, l, countAtOnce)
-	if !errors.Is(err, ledger.ErrBudget) {
+	ctx, cancel := context.WithTimeout(context.Background(), countPatience)
+	defer cancel()
+	_, err := s.count(ctx, v, l, countAtOnce)
+	if !errors.Is(err, ledger.ErrBudget) && !errors.Is(err, context.DeadlineExceeded) {
 		return
 	}
 	if s.countElsewhere != nil && s.countElsewhere(s.home, v.ID) == nil {
