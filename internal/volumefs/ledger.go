@@ -211,10 +211,12 @@ func (f *FS) accountName(dir int, name string, more ...uint64) (*named, error) {
 			}
 			inos = append(inos, n.st.Ino)
 		}
-		if n.change, err = f.account(inos...); err != nil {
+		c, err := f.account(inos...)
+		if err != nil {
 			n.close()
 			return nil, err
 		}
+		n.change = c
 		if n.stillThere(name) {
 			n.before = n.dirSize(dir)
 			return n, nil
@@ -264,6 +266,13 @@ func (n *named) close() {
 	}
 }
 
+// noRoomToCount reports whether a volume of before there were ledgers cannot get
+// one because the disk is full. Deleting must be possible all the same: the walk
+// that a new ledger begins with will not find what is gone.
+func (f *FS) noRoomToCount(err error) bool {
+	return err != nil && f.counted.Load() == nil && (errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT))
+}
+
 // unlink removes a name that is not a directory's.
 func (f *FS) unlink(dir int, name string) error { return f.take(dir, name, 0) }
 
@@ -272,6 +281,9 @@ func (f *FS) rmdir(dir int, name string) error { return f.take(dir, name, unix.A
 
 func (f *FS) take(dir int, name string, flags int) error {
 	n, err := f.accountName(dir, name)
+	if f.noRoomToCount(err) {
+		return unix.Unlinkat(dir, name, flags)
+	}
 	if err != nil {
 		return err
 	}

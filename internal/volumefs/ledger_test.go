@@ -177,6 +177,19 @@ func TestInodeQuota(t *testing.T) {
 	noErr(t, f.RemoveDir(ctx, "x"))
 }
 
+// TestNoRoomForALedger: on a full disk files can be deleted though there is no
+// ledger and none can be made; nothing else goes.
+func TestNoRoomForALedger(t *testing.T) {
+	v := newVolume(t, Options{Ledger: func() (*ledger.Writer, error) { return nil, unix.ENOSPC }})
+	v.put("f", "x")
+	v.put("d/sub/f", "x")
+	if err := v.Write(ctx, "g", []byte("x"), WriteOptions{}); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("write: %v", err)
+	}
+	noErr(t, v.Remove(ctx, "f"))
+	noErr(t, v.RemoveDir(ctx, "d"))
+}
+
 // TestLoweredLimit: below the present use only growth is refused.
 func TestLoweredLimit(t *testing.T) {
 	f, b := limitedVolume(t, ledger.Limits{})

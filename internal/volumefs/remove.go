@@ -103,6 +103,9 @@ func (f *FS) removeTree(ctx context.Context, s *spot) error {
 	t := &treeRemoval{fs: f, ctx: ctx}
 	defer t.close()
 	whole, err := f.account() // what is freed is written down a chunk at a time
+	if f.noRoomToCount(err) {
+		whole, err = &change{}, nil
+	}
 	if err != nil {
 		return err
 	}
