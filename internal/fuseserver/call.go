@@ -49,6 +49,7 @@ type call struct {
 	xattr [32]byte
 	xargs xattrArgs
 	offs  [2]int64
+	size  sizeChange
 
 	entry hostEntry
 	fresh bool              // adopt made a new node

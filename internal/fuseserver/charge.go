@@ -30,7 +30,8 @@ func (c *call) changeSize(n *inode, fd int, shrinks bool) (*sizeChange, errno) {
 	if shrinks {
 		time.Sleep(joinPause - time.Since(q.born)) // see aloneFor
 	}
-	z := &sizeChange{q: q, n: n, stripe: q.stripe(n), fd: fd}
+	z := &c.size // a request changes one size at a time
+	z.q, z.n, z.stripe, z.fd, z.before = q, n, q.stripe(n), fd, 0
 	z.stripe.Lock()
 	if shrinks || !q.isAlone() {
 		z.op = q.w.Lock(n.key.ino)
