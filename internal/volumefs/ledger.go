@@ -197,7 +197,7 @@ func (f *FS) accountName(dir int, name string, more ...uint64) (*named, error) {
 	if f.opts.Ledger == nil {
 		return n, nil
 	}
-	for {
+	for range maxPasses {
 		fd, err := openPath(dir, name)
 		if err != nil && err != unix.ENOENT {
 			return nil, err
@@ -223,6 +223,7 @@ func (f *FS) accountName(dir int, name string, more ...uint64) (*named, error) {
 		}
 		n.close() // somebody was faster: what the name means now is not locked
 	}
+	return nil, unix.EAGAIN // somebody is faster all the time
 }
 
 // stillThere reports whether the name means what is locked, and looks at it.
