@@ -32,6 +32,8 @@
 //     there later is not seen, what it unmounts stays busy until the end.
 //   - Attach locks are open in the server on purpose: they are free when the
 //     last of starter, VMM and server is gone.
+//   - A ledger is open in the server only, and only one of a share that it may
+//     change: its place there is free when the server is gone.
 //   - The server never outlives the thread that started it.
 //
 // What is trusted: the starter. What is not: the guest, and the VMM, which may

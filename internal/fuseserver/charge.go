@@ -28,7 +28,7 @@ func (c *call) changeSize(n *inode, fd int, shrinks bool) (*sizeChange, errno) {
 		return nil, 0
 	}
 	if shrinks {
-		time.Sleep(joinPause - time.Since(q.born)) // see aloneFor
+		time.Sleep(q.pause - time.Since(q.born)) // see aloneFor
 	}
 	z := &c.size // a request changes one size at a time
 	z.q, z.n, z.stripe, z.fd, z.before = q, n, q.stripe(n), fd, 0

@@ -35,6 +35,14 @@
 // take such a request back; the guest's agent says which threads have a signal to
 // attend to, and that the guest stops, through an attribute of the root.
 //
+// # Limits
+//
+// With a ledger (quota.go, charge.go) whatever changes what the volume holds is
+// charged to it before it is done, and refused with ENOSPC if it does not fit; what
+// was not used, or was freed, comes back when it is done. A file without a name
+// stays charged while a node of it is open; what the guest only remembers is let go
+// when another writer has deleted it.
+//
 // # Invariants
 //
 //   - No path of more than one component, no symbolic link and no magic link
@@ -55,6 +63,11 @@
 //
 // # Lock order
 //
+//	size stripe
+//	  inodes of the ledger (ledger.Writer.Lock)
+//	    a look at the ledger
+//	      pins of an inode
+//	        the ledger's writer
 //	stripe (read-modify-write of one overlay)
 //	  directory handle
 //	lock table

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	w "github.com/microsandbox-go/microsandbox/internal/fusewire"
+	"github.com/microsandbox-go/microsandbox/internal/ledger"
 )
 
 // A fuzz input is a script: one byte for the kind of share, then requests of
@@ -162,7 +163,14 @@ func FuzzRequests(f *testing.F) {
 		if kind == 3 {
 			inside = treeDigest(t, dir)
 		}
+		var book *bookOf
+		if kind == 0 {
+			book = newBookOf(t, dir)
+		}
 		s := serveDir(t, dir, func(c *Config) {
+			if book != nil {
+				c.Ledger = book.open(t)
+			}
 			c.StatVirt = []string{"strict", "relaxed", "off", "strict"}[kind]
 			c.Readonly = kind == 3
 			c.FDBudget = 24
@@ -179,7 +187,40 @@ func FuzzRequests(f *testing.F) {
 		if n := s.srv.fds.Load(); n != 0 {
 			t.Errorf("%d descriptors held without a session", n)
 		}
+		if book != nil {
+			s.srv.Close()
+			book.check(t)
+		}
 	})
+}
+
+// bookOf is the ledger of a share that had something in it.
+type bookOf struct {
+	a      *account
+	before ledger.Delta
+}
+
+func newBookOf(t *testing.T, dir string) *bookOf {
+	a := newAccount(t, ledger.Limits{Bytes: 1 << 20, Inodes: 100})
+	a.dir = dir
+	return &bookOf{a, a.walk()}
+}
+
+func (b *bookOf) open(t *testing.T) *os.File {
+	f, err := os.OpenFile(b.a.path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// check wants the ledger to say what the guest added. Below nothing it says
+// nothing.
+func (b *bookOf) check(t *testing.T) {
+	added := b.a.walk().Minus(b.before)
+	if u := b.a.used(); u != (ledger.Delta{Bytes: max(0, added.Bytes), Inodes: max(0, added.Inodes)}) {
+		t.Errorf("the guest added %v, the ledger says %v", added, u)
+	}
 }
 
 // limitFileSize keeps a fuzzer that asks for a terabyte off the disk.

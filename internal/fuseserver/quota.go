@@ -20,8 +20,8 @@ const (
 	// pollEvery is how often the ledger's owner must look at it.
 	pollEvery = 100 * time.Millisecond
 	// aloneFor is how long after a look it is believed that no other server
-	// writes. A new server cuts no file for joinPause after it began, so that all
-	// others have looked meanwhile.
+	// writes. A server that is not the first cuts no file for joinPause after it
+	// began, so that all others have looked meanwhile.
 	aloneFor  = 250 * time.Millisecond
 	joinPause = 400 * time.Millisecond
 )
@@ -39,6 +39,7 @@ type quota struct {
 	rules ledger.Rules
 	dev   uint64
 	born  time.Time
+	pause time.Duration // until when, after born, no file may be cut
 	sizes [64]sizeStripe
 	pins  [64]pinShard
 	alone atomic.Int64 // ns since born of the last look that found no other server; 0: there is one
@@ -73,6 +74,9 @@ func newQuota(s *Server, f *os.File) (*quota, error) {
 	}
 	if q.w, err = ledger.NewWriter(f, ledger.Options{Server: true, Orphans: q.orphans}); err != nil {
 		return nil, err
+	}
+	if st, err := q.w.Usage(); err != nil || st.Writers > 1 {
+		q.pause = joinPause
 	}
 	q.done.Add(1)
 	go q.poll()
