@@ -87,20 +87,22 @@ func (t *temp) syncsUnnamed() bool {
 
 // place gives the complete, synced file its name in dir, which replaces
 // whatever file has that name. When it fails the file has no name left: dir may
-// be closed after this.
-func (t *temp) place(dir int, name string) error {
-	err := t.tryPlace(dir, name)
+// be closed after this. taken says that there was a file of that name: then the
+// temporary gets a name to be renamed from at once.
+func (t *temp) place(dir int, name string, taken bool) error {
+	err := t.tryPlace(dir, name, taken)
 	if err != nil {
 		t.unname()
 	}
 	return err
 }
 
-func (t *temp) tryPlace(dir int, name string) error {
+func (t *temp) tryPlace(dir int, name string, taken bool) error {
 	if t.name == "" {
-		err := t.link(dir, name)
-		if err != unix.EEXIST {
-			return err
+		if !taken {
+			if err := t.link(dir, name); err != unix.EEXIST {
+				return err
+			}
 		}
 		if err := t.giveName(dir); err != nil {
 			return err

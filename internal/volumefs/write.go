@@ -136,7 +136,7 @@ func (r *replacement) place(dir int) error {
 	}
 	charge, err := r.entry.content(r.tmp.fd())
 	if err == nil {
-		err = r.tmp.place(dir, r.to.name)
+		err = r.tmp.place(dir, r.to.name, r.to.exists())
 	}
 	if err != nil {
 		return err
