@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -45,7 +46,9 @@ func locked(kind, path string, rounds int) error {
 			return err
 		}
 		fmt.Println("locked")
-		select {}
+		for {
+			time.Sleep(time.Hour) // until it is ended; select{} is a deadlock to Go's runtime
+		}
 	}
 	for range rounds {
 		if err := realLock(kind, f, unix.F_WRLCK); err != nil {
@@ -167,7 +170,7 @@ func testHolder(t *testing.T, kind, held, wanted string) {
 		t.Fatal(err)
 	}
 	// A signal ends the wait of a program at once, as everywhere.
-	for !sleepsInLock(waiter.Process.Pid) {
+	for !sleepsInLock(t, waiter.Process.Pid) {
 		runtime.Gosched()
 	}
 	_ = waiter.Process.Signal(unix.SIGTERM)
@@ -206,8 +209,13 @@ func awaitLock(t *testing.T, p *exec.Cmd) {
 	}
 }
 
-// sleepsInLock reports whether a thread of the process is in flock or fcntl.
-func sleepsInLock(pid int) bool {
+// sleepsInLock reports whether a thread of the process, which must not have
+// ended, is in flock or fcntl.
+func sleepsInLock(t *testing.T, pid int) bool {
+	t.Helper()
+	if stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); strings.Contains(string(stat), ") Z ") {
+		t.Fatal("a program that was to wait for a lock has ended")
+	}
 	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/syscall", pid))
 	for _, task := range tasks {
 		b, _ := os.ReadFile(task)
