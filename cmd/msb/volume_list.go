@@ -16,9 +16,9 @@ import (
 )
 
 // volumeJSON is a volume in `msb volume ls --format json`; null is "none". Used
-// bytes are null in a list where they are not known without looking into the
-// volume: of a disk volume, and of one that nobody has written to since volumes
-// are counted.
+// bytes are null in a list without --usage, and where they are not known without
+// looking into the volume: of a disk volume, and of one that nobody has written to
+// since volumes are counted.
 type volumeJSON struct {
 	CapacityBytes *uint64           `json:"capacity_bytes"`
 	CreatedAt     *string           `json:"created_at"`
@@ -32,22 +32,26 @@ type volumeJSON struct {
 }
 
 func describeVolume(h *microsandbox.VolumeHandle) volumeJSON {
-	var used *uint64
-	if n, ok := h.KnownUsedBytes(); ok {
-		used = &n
-	}
 	return volumeJSON{
-		UsedBytes:     used,
 		CapacityBytes: h.CapacityBytes(), CreatedAt: jsonTime(h.CreatedAt()), DiskFormat: h.DiskFormat(),
 		DiskFstype: h.DiskFstype(), Kind: string(h.Kind()), Labels: h.Labels(), Name: h.Name(),
 		QuotaMiB: h.QuotaMiB(),
 	}
 }
 
+// knownUse is what a volume holds, nil where only a walk would tell.
+func knownUse(h *microsandbox.VolumeHandle) *uint64 {
+	if n, ok := h.KnownUsedBytes(); ok {
+		return &n
+	}
+	return nil
+}
+
 type volumeListOptions struct {
 	labels labelsFlag
 	format outputFormat
 	quiet  bool
+	usage  bool
 }
 
 func newVolumeListCmd(use string, aliases ...string) *cobra.Command {
@@ -61,6 +65,7 @@ func newVolumeListCmd(use string, aliases ...string) *cobra.Command {
 	}
 	cmd.Flags().Var(&o.labels, "label", "only volumes with this label, may be repeated")
 	formatFlag(cmd, &o.format)
+	cmd.Flags().BoolVar(&o.usage, "usage", false, "show what each volume holds, too")
 	quietFlag(cmd, &o.quiet, "print names only")
 	return cmd
 }
@@ -74,7 +79,7 @@ func runVolumeList(cmd *cobra.Command, o volumeListOptions) error {
 	out := cmd.OutOrStdout()
 	switch {
 	case o.format == formatJSON:
-		return printVolumes(out, handles)
+		return printVolumes(out, handles, o.usage)
 	case o.quiet:
 		return printLines(out, func(yield func(string) bool) {
 			for _, h := range handles {
@@ -87,11 +92,26 @@ func runVolumeList(cmd *cobra.Command, o volumeListOptions) error {
 		fmt.Fprintln(cmd.ErrOrStderr(), "No volumes found.")
 		return nil
 	}
-	t := newTable(out, "NAME", "KIND", "SIZE", "CREATED")
+	columns := []string{"NAME", "KIND", "SIZE", "CREATED"}
+	if o.usage {
+		columns = append(columns, "USED")
+	}
+	t := newTable(out, columns...)
 	for _, h := range handles {
-		t.row(h.Name(), string(h.Kind()), volumeSize(h), formatTime(h.CreatedAt()))
+		row := []string{h.Name(), string(h.Kind()), volumeSize(h), formatTime(h.CreatedAt())}
+		if o.usage {
+			row = append(row, formatUse(knownUse(h)))
+		}
+		t.row(row...)
 	}
 	return t.flush()
+}
+
+func formatUse(n *uint64) string {
+	if n == nil {
+		return "-"
+	}
+	return formatBytes(*n)
 }
 
 // listGCPercent lets the heap of a list grow to tens of MiB before the first
@@ -100,7 +120,7 @@ const listGCPercent = 1600
 
 // printVolumes writes what printJSON writes of the volumes' descriptions, four
 // times as fast: a list may be long.
-func printVolumes(w io.Writer, handles []*microsandbox.VolumeHandle) error {
+func printVolumes(w io.Writer, handles []*microsandbox.VolumeHandle, usage bool) error {
 	if len(handles) == 0 {
 		return printJSON(w, []volumeJSON{})
 	}
@@ -112,6 +132,9 @@ func printVolumes(w io.Writer, handles []*microsandbox.VolumeHandle) error {
 		}
 		b = append(b, "\n  "...)
 		v := describeVolume(h)
+		if usage {
+			v.UsedBytes = knownUse(h)
+		}
 		b = v.appendJSON(b)
 	}
 	_, err := w.Write(append(b, "\n]\n"...))

@@ -53,7 +53,7 @@ func TestUsageIsRead(t *testing.T) {
 		deny func(call string) bool
 	}{
 		"inspect": {[]string{"volume", "inspect", "big", "--format", "json"}, fmt.Sprint(`"used_bytes": `, c.Found.Bytes), namesVolume},
-		"ls":      {[]string{"volume", "ls", "--format", "json"}, fmt.Sprint(`"used_bytes": `, c.Found.Bytes), namesVolume},
+		"ls":      {[]string{"volume", "ls", "--usage", "--format", "json"}, fmt.Sprint(`"used_bytes": `, c.Found.Bytes), namesVolume},
 		"attach":  {[]string{"volume", "set-quota", "big", "20G"}, "20GiB", readsDirectory},
 	}
 	for name, tt := range tests {
