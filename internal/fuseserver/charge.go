@@ -33,11 +33,7 @@ func (c *call) changeSize(n *inode, fd int, shrinks bool) (*sizeChange, errno) {
 	z := &c.size // a request changes one size at a time
 	z.q, z.n, z.stripe, z.fd, z.before = q, n, q.stripe(n), fd, 0
 	z.stripe.Lock()
-	if shrinks || !q.isAlone() {
-		z.op = q.w.Lock(n.key.ino)
-	} else {
-		z.op = q.w.Lock() // the stripe keeps all others out
-	}
+	z.op = q.w.Lock(n.key.ino) // also without another server: programs on the host come and go
 	if err := fstat(n.quick, fd, &z.st); err != 0 {
 		z.abandon()
 		return nil, err
@@ -120,7 +116,11 @@ func (c *call) countedWrite(h *handle, off uint64, size int, flags uintptr) (don
 		stripe.RLock()
 		if h.inside >= off+uint64(size) && h.era == stripe.era && q.isAlone() {
 			done, err = c.writeAll(h.fd, off, size, flags)
+			alone := q.isAlone()
 			stripe.RUnlock()
+			if !alone { // it took so long that another server may have cut the file before
+				_ = q.w.Doubt()
+			}
 			return done, err
 		}
 		stripe.RUnlock()

@@ -480,3 +480,35 @@ func TestWritersAtOnce(t *testing.T) {
 		t.Errorf("only %d of %d could be used", u.Bytes, limit)
 	}
 }
+
+// TestHostDeletesWhatGrows: one server appends to a file that a program on the
+// host deletes meanwhile, again and again; nothing stays charged.
+func TestHostDeletesWhatGrows(t *testing.T) {
+	a := newAccount(t, ledger.Limits{Bytes: 1 << 30})
+	s, host := a.serve(), a.host()
+	for !s.srv.quota.isAlone() {
+		time.Sleep(pollEvery)
+	}
+	for round := range 60 {
+		e, fh := s.mustCreate(rootID, "f", 0o600)
+		var both sync.WaitGroup
+		both.Go(func() {
+			for range 40 {
+				if _, err := s.writeWith(e.NodeID, w.WriteIn{Fh: fh, Flags: unix.O_APPEND}, pattern(8192)); err != 0 {
+					t.Error(err)
+					return
+				}
+			}
+		})
+		both.Go(func() {
+			time.Sleep(time.Duration(round) * 10 * time.Microsecond)
+			if err := host.fs.Remove(t.Context(), "/f"); err != nil {
+				t.Error(err)
+			}
+		})
+		both.Wait()
+		s.release(e.NodeID, fh)
+		s.forget(e.NodeID, 1)
+	}
+	a.equal("after the last round")
+}

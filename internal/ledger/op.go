@@ -117,6 +117,14 @@ func (w *Writer) begin(late bool) (deaths uint64, err error) {
 	return w.known, err
 }
 
+// Doubt asks for a walk: somebody may have changed a size that was counted on.
+func (w *Writer) Doubt() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.me.deaths++
+	return w.write()
+}
+
 // Late reports whether another process did not let go of an inode's lock in time
 // (it may be stopped). The operation goes on, but what it finds before it grows
 // may change under it: take 0 for the size before, so that all of it is charged.
