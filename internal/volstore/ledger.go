@@ -130,7 +130,7 @@ func (s *Store) findLedger(v *Volume) (*os.File, *ledger.Ledger, error) {
 }
 
 func (s *Store) openFile(v *Volume) (*os.File, error) {
-	return os.OpenFile(s.ledgerPath(v.ID), os.O_RDWR|unix.O_NOFOLLOW, 0)
+	return os.OpenFile(s.ledgerPath(v.ID), os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 }
 
 // newLedger makes a ledger that does not know yet what is there, and gives it its

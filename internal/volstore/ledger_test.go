@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	"github.com/microsandbox-go/microsandbox/internal/home"
 	"github.com/microsandbox-go/microsandbox/internal/ledger"
@@ -37,6 +39,21 @@ func growVolume(t *testing.T, s *Store, v *Volume, name string, size int) {
 	}
 	if err := errors.Join(err, op.Done(d), w.Close()); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestLedgerIsAPipe: what is no file is an error and waited for by nobody.
+func TestLedgerIsAPipe(t *testing.T) {
+	s, _ := newStore(t)
+	v := mustCreate(t, s, Spec{Name: "v"})
+	if err := errors.Join(os.Remove(s.ledgerPath(v.ID)), unix.Mkfifo(s.ledgerPath(v.ID), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := s.Used(v); err == nil {
+		t.Error("used bytes of a pipe")
+	}
+	if _, err := s.Verify(t.Context(), v); err == nil {
+		t.Error("verified against a pipe")
 	}
 }
 

@@ -17,7 +17,7 @@ import (
 // volume is from before there were ledgers, and nobody has written to it since.
 func (s *Store) Used(v *Volume) (state ledger.State, ok bool, err error) {
 	// Not by package os, which costs twice as much: a list asks for thousands.
-	fd, err := unix.Open(s.ledgerPath(v.ID), unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(s.ledgerPath(v.ID), unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err == unix.ENOENT {
 		return state, false, nil
 	}
@@ -76,7 +76,7 @@ func (s *Store) Measure(ctx context.Context, v *Volume) (ledger.Found, error) {
 // Verify walks a directory volume and compares it with its ledger, which stays as
 // it is. Errors as Recount.
 func (s *Store) Verify(ctx context.Context, v *Volume) (Counted, error) {
-	f, err := os.OpenFile(s.ledgerPath(v.ID), os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	f, err := os.OpenFile(s.ledgerPath(v.ID), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		found, err := s.Measure(ctx, v)
 		return Counted{Before: ledger.State{Unsettled: true, Uncounted: true}, Found: found.Charges, Allocated: found.Allocated}, err
