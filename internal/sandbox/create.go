@@ -86,7 +86,7 @@ func (l *launch) fail(err error) error {
 // reserve takes the name: directory, lock and a record in status "creating".
 func (l *launch) reserve(ctx context.Context) error {
 	st, name := l.st, l.spec.Name
-	lock, err := st.lock(name)
+	lock, err := st.lockNew(ctx, name)
 	if errors.Is(err, supervisor.ErrLocked) {
 		return exists(name)
 	}

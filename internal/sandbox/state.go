@@ -186,6 +186,25 @@ func (st *Store) lock(name string) (*os.File, error) {
 	}
 }
 
+// lockNew is lock for a sandbox that is to be made. Who holds the lock of a
+// directory without a record may be a sweep that has just found it: it is waited
+// for, but not for another maker, whose record comes soon.
+func (st *Store) lockNew(ctx context.Context, name string) (*os.File, error) {
+	for deadline := time.Now().Add(2 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+		f, err := st.lock(name)
+		if !errors.Is(err, supervisor.ErrLocked) || ctx.Err() != nil || time.Now().After(deadline) {
+			return f, err
+		}
+		rerr := st.withDB(ctx, func(db *records.DB) error {
+			_, err := db.SandboxByName(ctx, name)
+			return err
+		})
+		if !errdefs.Is(rerr, errdefs.SandboxNotFound) {
+			return nil, errors.Join(err, rerr)
+		}
+	}
+}
+
 // sweep removes the directories of sandboxes that have no record: what is left
 // when a process dies between making or removing the one and the other.
 func (st *Store) sweep(ctx context.Context, db *records.DB) error {
