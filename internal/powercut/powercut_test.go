@@ -110,7 +110,7 @@ var plants = map[string]struct {
 	"records":           {"ext4", 8, plant{"internal/records/open.go", "synchronous(FULL)", "synchronous(OFF)"}},
 	"records' files":    {"ext4", 8, plant{"internal/records/vfs.go", "err := unix.Fdatasync(int(f.Fh))", "err := error(nil)"}},
 	"store":             {"btrfs", 30, plant{"internal/volstore/files.go", "return errors.Join(f.Sync(), f.Close())", "return f.Close()"}},
-	"file without name": {"btrfs", 8, plant{"internal/volumefs/temp.go", "t.fs.opts.NoUnnamedSync || unix.Fstatfs(t.fd(), &st) != nil", "unix.Fstatfs(t.fd(), &st) == nil {\n\t\treturn true\n\t}\n\tif true"}},
+	"file without name": {"btrfs", 30, plant{"internal/volumefs/temp.go", "t.fs.opts.NoUnnamedSync || unix.Fstatfs(t.fd(), &st) != nil", "unix.Fstatfs(t.fd(), &st) == nil {\n\t\treturn true\n\t}\n\tif true"}},
 }
 
 // TestPowerCutFindsAMissingSync: the test above fails for builds that lack one
