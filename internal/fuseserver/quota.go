@@ -117,6 +117,24 @@ func (q *quota) poll() {
 		if was := q.alone.Swap(int64(at)); (was == 0) != (at == 0) {
 			q.newEra()
 		}
+		if at == 0 {
+			q.recountOrphans()
+		}
+	}
+}
+
+// recountOrphans looks again at what this server counts without a name: another
+// one may have changed its size.
+func (q *quota) recountOrphans() {
+	counted, se := q.w.Counted(), q.s.session.Load()
+	if counted == nil || se == nil {
+		return
+	}
+	for _, n := range se.nodes.hold() {
+		if counted[n.key.ino] && q.counts(n) {
+			q.recount(n)
+		}
+		n.drop()
 	}
 }
 

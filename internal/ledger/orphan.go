@@ -57,10 +57,29 @@ func (w *Writer) Released(ino uint64) {
 func (w *Writer) Recount(ino uint64, charge Delta) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if old, ok := w.orphans[ino]; ok {
-		w.orphans[ino] = charge
-		w.me.orphans = w.me.orphans.Plus(charge).Minus(old)
+	old, ok := w.orphans[ino]
+	if !ok || old == charge {
+		return
 	}
+	w.orphans[ino] = charge
+	w.me.orphans = w.me.orphans.Plus(charge).Minus(old)
+	if w.me.flags&flagActive == 0 {
+		_ = w.write() // else with what follows; a walk adds it to what it finds
+	}
+}
+
+// Counted returns the inodes without a name that this writer counts.
+func (w *Writer) Counted() map[uint64]bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.orphans) == 0 {
+		return nil
+	}
+	inos := make(map[uint64]bool, len(w.orphans))
+	for ino := range w.orphans {
+		inos[ino] = true
+	}
+	return inos
 }
 
 // Named says that an inode made without a name has got its first: it stays
