@@ -17,14 +17,27 @@ const InlineLink = 59
 // cost nothing.
 const InlineXattrs = 64
 
-// Delta is a charge or the difference of two.
+// MaxCharge is the most that a file's content, target or attributes cost, in
+// bytes: more than any limit, so that a limit keeps out whatever is larger.
+const MaxCharge = 1 << 54
+
+// Delta is a charge or the difference of two. Its numbers are between -2^60 and
+// 2^60: sums stop there, which 64 files of the largest charge reach.
 type Delta struct{ Bytes, Inodes int64 }
 
 // Plus returns the sum of two.
-func (d Delta) Plus(e Delta) Delta { return Delta{d.Bytes + e.Bytes, d.Inodes + e.Inodes} }
+func (d Delta) Plus(e Delta) Delta { return Delta{add(d.Bytes, e.Bytes), add(d.Inodes, e.Inodes)} }
 
 // Minus returns d less e.
-func (d Delta) Minus(e Delta) Delta { return Delta{d.Bytes - e.Bytes, d.Inodes - e.Inodes} }
+func (d Delta) Minus(e Delta) Delta {
+	return Delta{add(d.Bytes, -bounded(e.Bytes)), add(d.Inodes, -bounded(e.Inodes))}
+}
+
+// full reports whether a sum may be of more than it can say.
+func (d Delta) full() bool { return d.Bytes >= maxValue || d.Inodes >= maxValue }
+
+// add cannot overflow: each of two is bounded before they are added.
+func add(a, b int64) int64 { return bounded(bounded(a) + bounded(b)) }
 
 // Limits of a volume; 0 means none.
 type Limits struct{ Bytes, Inodes int64 }
@@ -131,8 +144,8 @@ func roundUp(size int64) int64 {
 	if size <= 0 {
 		return 0
 	}
-	if size > maxValue {
-		return maxValue
+	if size > MaxCharge {
+		return MaxCharge
 	}
 	return (size + Block - 1) &^ (Block - 1)
 }

@@ -3,12 +3,17 @@ package ledger
 import (
 	"context"
 	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/microsandbox-go/microsandbox/internal/storetest"
 )
 
 // TestRules: the charge rule, number by number.
@@ -19,7 +24,7 @@ func TestRules(t *testing.T) {
 		"one byte":               {flat.File(1), Block},
 		"a block":                {flat.File(Block), Block},
 		"more than a block":      {flat.File(Block + 1), 2 * Block},
-		"more than there can be": {flat.File(1<<63 - 1), maxValue},
+		"more than there can be": {flat.File(1<<63 - 1), MaxCharge},
 		"link of 59":             {flat.Link(59), 0},
 		"link of 60":             {flat.Link(60), Block},
 		"small directory":        {physical.Dir(60), Block},
@@ -159,5 +164,92 @@ func TestDirGrowth(t *testing.T) {
 	}
 	if size() < 20*Block {
 		t.Errorf("the directory has %d bytes", size())
+	}
+}
+
+// TestSumsAreBounded: sums stop at their bound, from both sides, and come back
+// from it.
+func TestSumsAreBounded(t *testing.T) {
+	top, one := Delta{maxValue, maxValue}, Delta{1, 1}
+	far := Delta{math.MaxInt64, math.MinInt64}
+	for name, tt := range map[string][2]Delta{
+		"more than there can be": {top.Plus(one), top},
+		"twice that":             {top.Plus(top), top},
+		"less":                   {Delta{}.Minus(top).Minus(one), Delta{-maxValue, -maxValue}},
+		"and back":               {top.Plus(top).Minus(one), Delta{maxValue - 1, maxValue - 1}},
+		"numbers from anywhere":  {far.Plus(far), Delta{maxValue, -maxValue}},
+		"their difference":       {Delta{}.Minus(far), Delta{-maxValue, maxValue}},
+	} {
+		if tt[0] != tt[1] {
+			t.Errorf("%s: %+v, want %+v", name, tt[0], tt[1])
+		}
+	}
+}
+
+// TestHugeSparseFiles: files of more than there can be, in number enough to wrap
+// 64 bits of charges, are more than any limit, for the walk, a writer and the
+// ledger; and when they are gone nothing is left of them.
+func TestHugeSparseFiles(t *testing.T) {
+	if !storetest.Isolated(t) {
+		return
+	}
+	v := &volume{t: t, base: storetest.Tmpfs(t, "64m")} // a file may have 8 EiB there
+	v.make(Limits{})
+	const files, size = 4096, 1<<63 - Block
+	for i := range files {
+		f, err := os.Create(filepath.Join(v.dir(), fmt.Sprint(i)))
+		v.ok(err)
+		v.ok(errors.Join(f.Truncate(size), f.Close()))
+		if i == 2 {
+			if got, want := v.walk().Bytes, int64(3*MaxCharge); got != want {
+				t.Errorf("three of them: %d, want %d", got, want)
+			}
+		}
+	}
+	if got := v.walk(); got != (Delta{maxValue, files}) {
+		t.Errorf("walk: %+v", got)
+	}
+	a := v.actor(Options{})
+	for range 2 {
+		w, err := v.l.Settle(t.Context(), func(context.Context) (Delta, error) { return walkDir(v.dir()) })
+		if s := v.state(); err != nil || !w.Exact || s.Used != (Delta{maxValue, files}) || !s.Unsettled {
+			t.Errorf("settled: %+v, %v: %+v", w, err, s)
+		}
+		for range 100 { // a slot that is full, too
+			v.ok(charge(a.w, Delta{Bytes: MaxCharge}))
+		}
+		if s := v.state(); s.Used != (Delta{maxValue, files}) {
+			t.Errorf("charged: %+v", s)
+		}
+	}
+	v.ok(v.l.SetLimits(Limits{Bytes: 1 << 52}))
+	if err := charge(a.w, Delta{Bytes: 1}); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("beyond every limit: %v", err)
+	}
+	for i := range files {
+		v.ok(os.Remove(filepath.Join(v.dir(), fmt.Sprint(i))))
+	}
+	v.settle()
+}
+
+// TestWalkStaysOnItsFileSystem: what is mounted on a directory of the volume is no
+// part of it, and neither is the directory under it while it cannot be seen.
+func TestWalkStaysOnItsFileSystem(t *testing.T) {
+	if !storetest.Isolated(t) {
+		return
+	}
+	v := newVolume(t, Limits{})
+	at := func(name string) string { return filepath.Join(v.dir(), name) }
+	for _, dir := range []string{"d", "d/mnt", "e"} {
+		v.ok(os.Mkdir(at(dir), 0o700))
+	}
+	v.ok(os.WriteFile(at("d/f"), []byte("x"), 0o600))
+	before := v.walk()
+	v.ok(unix.Mount("tmpfs", at("d/mnt"), "tmpfs", 0, "size=1m"))
+	defer func() { v.ok(unix.Unmount(at("d/mnt"), unix.MNT_DETACH)) }()
+	v.ok(os.WriteFile(at("d/mnt/g"), make([]byte, 100_000), 0o600))
+	v.ok(os.Mkdir(at("d/mnt/sub"), 0o700))
+	if got, want := v.walk(), before.Minus(Delta{Block, 1}); got != want {
+		t.Errorf("with a mount: %+v, want %+v", got, want)
 	}
 }

@@ -34,13 +34,14 @@ const (
 	FormatSize = 4096
 	maxSize    = (slotsOff + MaxWriters*2*slotSize + FormatSize - 1) &^ (FormatSize - 1)
 
-	// maxValue bounds every number in a ledger: sums of all of them cannot
-	// overflow.
-	maxValue = 1 << 54
+	// maxValue bounds every number in a ledger and every sum: two of them can be
+	// added without a look.
+	maxValue = 1 << 60
 )
 
-// errDamaged: the content is not that of a ledger of this version.
-var errDamaged = errors.New("the ledger is damaged")
+// ErrDamaged says that the content of a file is not that of a ledger of this
+// version.
+var ErrDamaged = errors.New("the ledger is damaged")
 
 var le = binary.LittleEndian
 
@@ -134,10 +135,10 @@ func putDelta(b []byte, d Delta) {
 
 // getDelta reads two numbers and bounds them.
 func getDelta(b []byte) Delta {
-	return Delta{bounded(le.Uint64(b)), bounded(le.Uint64(b[8:]))}
+	return Delta{bounded(int64(le.Uint64(b))), bounded(int64(le.Uint64(b[8:])))}
 }
 
-func bounded(v uint64) int64 { return max(-maxValue, min(int64(v), maxValue)) }
+func bounded(v int64) int64 { return max(-maxValue, min(v, maxValue)) }
 
 func (r *limitsRecord) encode() []byte {
 	b := make([]byte, limitsSize)
@@ -230,18 +231,18 @@ type page struct {
 	n      int // slots that lie within the file
 }
 
-// decode reads a whole ledger. Errors: errDamaged.
+// decode reads a whole ledger. Errors: ErrDamaged.
 func (p *page) decode(b []byte) error {
 	if len(b) < FormatSize || string(b[:8]) != magic {
-		return errDamaged
+		return ErrDamaged
 	}
 	l, ok := decodeLimits(b)
 	if !ok {
-		return errDamaged
+		return ErrDamaged
 	}
 	p.limits, p.lseq = l.limits, l.seq
 	if p.base, ok = decodeBase(b); !ok {
-		return errDamaged
+		return ErrDamaged
 	}
 	had := p.n
 	p.n = min((len(b)-slotsOff)/(2*slotSize), MaxWriters)

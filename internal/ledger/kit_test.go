@@ -22,16 +22,21 @@ type volume struct {
 func newVolume(t testing.TB, limits Limits) *volume {
 	t.Helper()
 	v := &volume{t: t, base: t.TempDir()}
+	v.make(limits)
+	return v
+}
+
+func (v *volume) make(limits Limits) {
+	v.t.Helper()
 	v.ok(os.Mkdir(v.dir(), 0o755))
 	f, err := os.OpenFile(v.file(), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	v.ok(err)
-	t.Cleanup(func() { f.Close() })
+	v.t.Cleanup(func() { f.Close() })
 	v.ok(Format(f, limits, true))
 	v.l, err = Open(f)
 	v.ok(err)
 	v.rules, err = RulesOf(int(f.Fd()))
 	v.ok(err)
-	return v
 }
 
 func (v *volume) dir() string  { return filepath.Join(v.base, "vol") }

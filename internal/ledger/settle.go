@@ -163,12 +163,13 @@ func (l *Ledger) adopt(p *page, found Delta) (bool, error) {
 		return false, nil
 	}
 	b := q.base
-	b.seq, b.unsettled, b.uncounted = b.seq+1, false, false
+	b.seq, b.unsettled, b.uncounted = b.seq+1, found.full(), false
 	if alone {
 		b.gen, b.deaths = b.gen+1, 0
 		b.ceiling, b.use = q.promised(true), found
 		return true, l.writeCounted(&b, found)
 	}
+	q.base.use = Delta{} // what the slots say, and nothing else
 	v := l.look(&q, -1)
 	if v.busy {
 		return false, nil
@@ -179,7 +180,7 @@ func (l *Ledger) adopt(p *page, found Delta) (bool, error) {
 		}
 	}
 	b.deaths = q.deaths()
-	b.use = b.use.Plus(found).Plus(v.orphans).Minus(v.used)
+	b.use = found.Plus(v.orphans).Minus(v.used)
 	return true, l.writeCounted(&b, found.Plus(v.orphans))
 }
 

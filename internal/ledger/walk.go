@@ -24,6 +24,8 @@ type Found struct {
 // Walk sums the charges of everything below a directory that has a name; dir may
 // be open with O_PATH. budget is how many entries it looks at, 0 means all. ctx is
 // looked at in between. No link is followed, nothing is opened but directories.
+// What lies on another file system, mounted on a directory in it, is not counted,
+// as no file server does.
 //
 // Errors: ErrBudget, and those of the file system.
 func Walk(ctx context.Context, dir *os.File, budget int) (Found, error) {
@@ -39,7 +41,7 @@ func Walk(ctx context.Context, dir *os.File, budget int) (Found, error) {
 	if err := unix.Fstat(int(root.Fd()), &st); err != nil {
 		return Found{}, errors.Join(err, root.Close())
 	}
-	w := &walk{ctx: ctx, rules: rules, seen: map[[2]uint64]bool{}, budget: budget}
+	w := &walk{ctx: ctx, rules: rules, dev: st.Dev, seen: map[uint64]bool{}, budget: budget}
 	defer w.close()
 	w.found.Charges.Bytes = rules.Root(st.Size) + rules.Xattrs(xattrBytes(fdPath(int(root.Fd()))))
 	w.found.Allocated = st.Blocks * 512
@@ -55,14 +57,15 @@ const maxOpenLevels = 64
 // level is a directory whose entries are counted, and what is below it is not.
 type level struct {
 	dir  *os.File // nil: closed for now
-	id   [2]uint64
+	ino  uint64
 	subs []string
 }
 
 type walk struct {
 	ctx    context.Context
 	rules  Rules
-	seen   map[[2]uint64]bool // inodes with several names that were counted
+	dev    uint64          // of the file system that is counted
+	seen   map[uint64]bool // inodes with several names that were counted
 	budget int
 	looked int
 	levels []*level
@@ -105,7 +108,10 @@ func (w *walk) enter(dir *os.File) error {
 	if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
 		return err
 	}
-	l.id = [2]uint64{st.Dev, st.Ino}
+	if st.Dev != w.dev { // mounted since its name was counted
+		return nil
+	}
+	l.ino = st.Ino
 	if n := len(w.levels) - maxOpenLevels; n > 0 {
 		_ = w.levels[n-1].dir.Close()
 		w.levels[n-1].dir = nil
@@ -147,7 +153,7 @@ func (w *walk) leave() error {
 	if err := unix.Fstat(int(up.Fd()), &st); err != nil {
 		return err
 	}
-	if w.levels[n-1].id != [2]uint64{st.Dev, st.Ino} {
+	if st.Dev != w.dev || st.Ino != w.levels[n-1].ino {
 		return errMoved
 	}
 	return nil
@@ -173,17 +179,19 @@ func (w *walk) entry(l *level, name string) error {
 	if err != nil {
 		return err
 	}
+	if st.Dev != w.dev {
+		return nil
+	}
 	if w.looked++; w.budget > 0 && w.looked > w.budget {
 		return ErrBudget
 	}
 	isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
 	if st.Nlink > 1 && !isDir {
-		key := [2]uint64{st.Dev, st.Ino}
-		if w.seen[key] {
-			w.found.Charges.Inodes++ // one more name
+		if w.seen[st.Ino] {
+			w.found.Charges = w.found.Charges.Plus(Delta{Inodes: 1}) // one more name
 			return nil
 		}
-		w.seen[key] = true
+		w.seen[st.Ino] = true
 	}
 	path := fdPath(at) + "/" + name
 	d := w.rules.Inode(&st, st.Mode&unix.S_IFMT == unix.S_IFREG && standin(path, st.Size), xattrBytes(path))
