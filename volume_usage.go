@@ -30,10 +30,14 @@ type VolumeUsage struct {
 	// Writers is how many sandboxes and programs may change it now.
 	Writers int
 	// Exact is false when UsedBytes may be too high, until the next walk, which
-	// comes by itself: a writer was killed at work, or the machine lost power. It
-	// is false, too, for a volume that was made before volumes were counted, and
-	// that nobody has written to since.
+	// comes by itself: a writer was killed at work, or the machine has booted.
 	Exact bool
+	// Uncounted says that there is no count to go by, and that UsedBytes is what a
+	// walk has just found: the volume was adopted, or made before volumes were
+	// counted, and nobody has written to it since; or, with Damaged, its count
+	// cannot be understood. The next writer counts, and RescanUsage does. Exact
+	// is false then.
+	Uncounted, Damaged bool
 
 	// AllocatedBytes is what the host's file system uses for it. It takes a walk:
 	// nil where there was none.
@@ -46,31 +50,41 @@ type VolumeUsage struct {
 }
 
 // Matches reports whether a walk found what was counted, as far as it can tell.
+// Nothing matches what was not counted.
 func (u *VolumeUsage) Matches() bool {
-	return u.FoundBytes == nil || !u.Quiet || *u.FoundBytes+u.OrphanBytes == u.UsedBytes
+	return u.FoundBytes == nil || !u.Uncounted && (!u.Quiet || *u.FoundBytes+u.OrphanBytes == u.UsedBytes)
 }
 
 // Usage returns what the volume holds and may hold. Of a directory volume it
-// reads a file beside the volume, whatever the volume's size.
+// reads a file beside the volume, whatever the volume's size. It walks a volume
+// that is Uncounted, and a small one at the first look after a boot.
 //
 // Errors: kinds [ErrVolumeNotFound], [ErrFilesystem].
 func (h *VolumeHandle) Usage(ctx context.Context) (*VolumeUsage, error) {
-	return h.info.usage(ctx, func(b *LocalBackend, v *volstore.Volume) (volstore.Counted, error) {
-		state, ok, err := b.store.Used(v)
-		if err == nil && !ok {
+	return withoutFound(h.info.usage(ctx, func(b *LocalBackend, v *volstore.Volume) (volstore.Counted, error) {
+		state, ok, err := b.store.UsedNow(ctx, v)
+		if err == nil && !ok || errors.Is(err, ledger.ErrDamaged) {
 			return b.store.Verify(ctx, v)
 		}
 		return volstore.Counted{Before: state, Allocated: -1}, err
-	})
+	}))
 }
 
-// AllocatedUsage is [VolumeHandle.Usage] with AllocatedBytes, which takes a walk.
-func (h *VolumeHandle) AllocatedUsage(ctx context.Context) (*VolumeUsage, error) {
-	u, err := h.VerifyUsage(ctx)
+// withoutFound drops what a walk found that nobody asked to compare.
+func withoutFound(u *VolumeUsage, err error) (*VolumeUsage, error) {
 	if err == nil {
 		u.FoundBytes, u.FoundInodes = nil, nil
 	}
 	return u, err
+}
+
+// AllocatedUsage is [VolumeHandle.Usage] with AllocatedBytes, which takes a walk.
+// What it finds is counted from then on where only a bound was known and nobody
+// writes: Exact is true then.
+func (h *VolumeHandle) AllocatedUsage(ctx context.Context) (*VolumeUsage, error) {
+	return withoutFound(h.info.usage(ctx, func(b *LocalBackend, v *volstore.Volume) (volstore.Counted, error) {
+		return b.store.Survey(ctx, v)
+	}))
 }
 
 // VerifyUsage walks the volume and tells what it found beside what was counted.
@@ -119,23 +133,22 @@ func (i *volumeInfo) usage(ctx context.Context, measure func(*LocalBackend, *vol
 		}
 		return nil, i.byID("measure", err)
 	}
-	return publicUsage(&c, v.QuotaMiB), nil
+	return publicUsage(&c), nil
 }
 
-func publicUsage(c *volstore.Counted, quotaMiB uint32) *VolumeUsage {
+func publicUsage(c *volstore.Counted) *VolumeUsage {
 	s := &c.Before
 	u := &VolumeUsage{
 		UsedBytes: uint64(s.Used.Bytes), UsedInodes: uint64(s.Used.Inodes),
 		LimitBytes: orNil(uint64(s.Limits.Bytes)), LimitInodes: orNil(uint64(s.Limits.Inodes)),
 		OrphanBytes: uint64(max(s.Orphans.Bytes, 0)), PendingBytes: uint64(max(s.Pending.Bytes, 0)),
-		Writers: s.Writers, Exact: !s.Unsettled, Quiet: c.Exact,
+		Writers: s.Writers, Exact: !s.Unsettled, Uncounted: s.Uncounted, Damaged: c.Damaged, Quiet: c.Exact,
 	}
 	if c.Allocated >= 0 {
 		allocated, bytes, inodes := uint64(c.Allocated), uint64(max(c.Found.Bytes, 0)), uint64(max(c.Found.Inodes, 0))
 		u.AllocatedBytes, u.FoundBytes, u.FoundInodes = &allocated, &bytes, &inodes
 		if s.Uncounted {
 			u.UsedBytes, u.UsedInodes = bytes, inodes
-			u.LimitBytes = orNil(uint64(quotaMiB) << 20)
 		}
 	}
 	return u
@@ -164,7 +177,7 @@ type VolumeLimits struct {
 // a handle with the new ones. Its writers know them within a second. A limit below
 // what the volume holds refuses growth and nothing else.
 //
-// After a crash the volume has its old limits or the new ones. Errors: kinds
+// After a crash each of the two is the old limit or the new one. Errors: kinds
 // [ErrVolumeNotFound]; [ErrInvalidConfig] for a disk volume.
 func (h *VolumeHandle) SetQuota(ctx context.Context, limits VolumeLimits) (*VolumeHandle, error) {
 	b, err := h.info.local("set the quota of volume")

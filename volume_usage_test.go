@@ -1,6 +1,7 @@
 package microsandbox
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -91,5 +92,52 @@ func TestRescanUsage(t *testing.T) {
 	}
 	if n, ok := h.KnownUsedBytes(); !ok || n != 4096+12288 || h.UsedBytes() != n {
 		t.Errorf("known %d, %v", n, ok)
+	}
+}
+
+// TestUncountedUsage: without a count that can be read, and only then, whoever
+// asks is told what a walk finds, and that it is not counted; after RescanUsage it
+// is.
+func TestUncountedUsage(t *testing.T) {
+	useHome(t)
+	ctx := t.Context()
+	v, err := CreateVolume(ctx, "v", WithVolumeQuota(1))
+	check(t, err)
+	check(t, v.FS().Write(ctx, "f", []byte("x")))
+	h, err := GetVolume(ctx, "v")
+	check(t, err)
+	state := filepath.Join(filepath.Dir(v.Path()), ".state", h.Local().ID, "ledger")
+	tests := map[string]struct {
+		damage  func() error
+		damaged bool
+	}{
+		"missing": {func() error { return os.Remove(state) }, false},
+		"damaged": {func() error { return os.WriteFile(state, make([]byte, 4096), 0o600) }, true},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			check(t, tt.damage())
+			if n, ok := h.KnownUsedBytes(); ok {
+				t.Errorf("known: %d", n)
+			}
+			if fresh, err := GetVolume(ctx, "v"); err != nil || fresh.UsedBytes() != 4096 {
+				t.Errorf("used %d, %v", fresh.UsedBytes(), err)
+			}
+			for what, usage := range map[string]func(context.Context) (*VolumeUsage, error){"usage": h.Usage, "allocated": h.AllocatedUsage, "verify": h.VerifyUsage} {
+				u, err := usage(ctx)
+				check(t, err)
+				if !u.Uncounted || u.Damaged != tt.damaged || u.Exact || u.UsedBytes != 4096 || u.UsedInodes != 1 || *u.LimitBytes != 1<<20 || *u.LimitInodes != 1024 {
+					t.Errorf("%s: %+v", what, u)
+				}
+				if u.Matches() != (what != "verify") {
+					t.Errorf("%s: matches: %v", what, u.Matches())
+				}
+			}
+			u, err := h.RescanUsage(ctx)
+			check(t, err)
+			if u.Uncounted || u.Damaged || !u.Exact || !u.Matches() || u.UsedBytes != 4096 {
+				t.Errorf("rescan: %+v", u)
+			}
+		})
 	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -23,6 +24,7 @@ import (
 // "not looked for".
 type usageJSON struct {
 	AllocatedBytes *uint64 `json:"allocated_bytes"`
+	Counted        bool    `json:"counted"` // false: used_bytes is what a walk found
 	Exact          bool    `json:"exact"`
 	FoundBytes     *uint64 `json:"found_bytes"`
 	FoundInodes    *uint64 `json:"found_inodes"`
@@ -50,12 +52,15 @@ func newVolumeUsageCmd() *cobra.Command {
 		Short: "Show what volumes hold and may hold",
 		Long: `Show what a volume, or every volume, holds: bytes and files as they are charged and
 limited, bytes that they take on the host, and how many sandboxes and programs may
-change it now. STATE is "exact", or "at most" where a writer was killed or the machine
-lost power and nobody has counted since.
+change it now. It looks at every file.
 
-It looks at every file. --verify compares what it finds with what was counted, and
-fails if they differ; --rescan takes what it finds for what the volume holds, after
-a program has written to the directory itself.`,
+STATE is "exact"; "at most" where a writer was killed, or the machine has booted, and
+others write right now, so that nobody can count; "not counted" where there is no
+count, or a damaged one, and what was found is shown.
+
+--verify compares what it finds with what was counted, and fails if they differ or
+nothing was counted; --rescan takes what it finds for what the volume holds, after a
+program has written to the directory itself.`,
 		Example: `  msb volume usage
   msb volume usage cache --verify`,
 		Args:              args(cobra.MaximumNArgs(1)),
@@ -65,27 +70,35 @@ a program has written to the directory itself.`,
 	f := cmd.Flags()
 	f.BoolVar(&o.verify, "verify", false, "compare with what is there")
 	f.BoolVar(&o.rescan, "rescan", false, "count anew")
-	cmd.MarkFlagsMutuallyExclusive("verify", "rescan")
 	formatFlag(cmd, &o.format)
 	return cmd
 }
 
 func runVolumeUsage(cmd *cobra.Command, o volumeUsageOptions, args []string) error {
+	if o.verify && o.rescan {
+		return usagef("--verify and --rescan exclude each other: one compares, the other counts anew")
+	}
 	handles, err := usageHandles(cmd.Context(), args)
 	if err != nil {
 		return err
 	}
 	found := make([]usageJSON, 0, len(handles))
-	var differs error
+	var failed error // of one volume; the others are shown
 	for _, h := range handles {
 		u, err := o.measure(cmd.Context(), h)
 		if err != nil {
-			return err
+			failed = errors.Join(failed, err)
+			continue
 		}
 		if !u.Matches() {
-			differs = usageDiffers(h.Name(), u)
+			failed = errors.Join(failed, usageDiffers(h.Name(), u))
+		} else if u.Uncounted {
+			warnOfMissingCount(cmd.ErrOrStderr(), h.Name(), u)
 		}
 		found = append(found, describeUsage(h, u))
+	}
+	if len(found) == 0 && failed != nil {
+		return failed
 	}
 	out := cmd.OutOrStdout()
 	switch {
@@ -96,10 +109,22 @@ func runVolumeUsage(cmd *cobra.Command, o volumeUsageOptions, args []string) err
 	default:
 		err = printJSON(out, found)
 	}
-	if err != nil {
-		return err
+	return errors.Join(err, failed)
+}
+
+func warnOfMissingCount(w io.Writer, name string, u *microsandbox.VolumeUsage) {
+	fmt.Fprintf(w, "msb: %s\nmsb: hint: %s\n", missingCount(name, u), hintRescan(name))
+}
+
+func missingCount(name string, u *microsandbox.VolumeUsage) string {
+	if u.Damaged {
+		return fmt.Sprintf("volume %q: what was counted cannot be read: its ledger is damaged", name)
 	}
-	return differs
+	return fmt.Sprintf("volume %q is not counted yet", name)
+}
+
+func hintRescan(name string) string {
+	return fmt.Sprintf("its next writer counts it, or: msb volume usage %s --rescan", name)
 }
 
 func usageHandles(ctx context.Context, args []string) ([]*microsandbox.VolumeHandle, error) {
@@ -121,6 +146,9 @@ func (o volumeUsageOptions) measure(ctx context.Context, h *microsandbox.VolumeH
 }
 
 func usageDiffers(name string, u *microsandbox.VolumeUsage) error {
+	if u.Uncounted {
+		return &microsandbox.Error{Kind: microsandbox.ErrFilesystem, Message: missingCount(name, u), Hint: hintRescan(name)}
+	}
 	return &microsandbox.Error{
 		Kind:    microsandbox.ErrFilesystem,
 		Message: fmt.Sprintf("volume %q is counted as %d bytes, and %d were found", name, u.UsedBytes, *u.FoundBytes),
@@ -130,7 +158,7 @@ func usageDiffers(name string, u *microsandbox.VolumeUsage) error {
 
 func describeUsage(h *microsandbox.VolumeHandle, u *microsandbox.VolumeUsage) usageJSON {
 	return usageJSON{
-		AllocatedBytes: u.AllocatedBytes, Exact: u.Exact, FoundBytes: u.FoundBytes, FoundInodes: u.FoundInodes,
+		AllocatedBytes: u.AllocatedBytes, Counted: !u.Uncounted, Exact: u.Exact, FoundBytes: u.FoundBytes, FoundInodes: u.FoundInodes,
 		Kind: string(h.Kind()), LimitBytes: u.LimitBytes, LimitInodes: u.LimitInodes, Matches: u.Matches(), Name: h.Name(),
 		OrphanBytes: u.OrphanBytes, PendingBytes: u.PendingBytes, UsedBytes: u.UsedBytes, UsedInodes: u.UsedInodes, Writers: u.Writers,
 	}
@@ -155,6 +183,8 @@ func (u *usageJSON) files() string {
 
 func (u *usageJSON) state(verified bool) string {
 	switch {
+	case !u.Counted:
+		return "not counted"
 	case !u.Matches:
 		return "found " + formatBytes(*u.FoundBytes)
 	case !u.Exact:

@@ -68,7 +68,7 @@ func Described(t testing.TB, home string) map[string]int {
 func pattern(path string) string {
 	p := regexp.QuoteMeta(path)
 	for _, r := range [][2]string{
-		{"NAME", `[A-Za-z0-9][^/]*`}, {"ID", `[0-9A-Z]{26}`}, {"HEX", `[0-9a-f]{64}`}, {"HASH", `[0-9a-z][0-9a-z-]*`}, {`\*`, `[^/]*`}, {"/00", "/[0-3][0-9a-f]"},
+		{"DEV-INO", `[0-9a-f]+-[0-9a-f]+`}, {"NAME", `[A-Za-z0-9][^/]*`}, {"ID", `[0-9A-Z]{26}`}, {"HEX", `[0-9a-f]{64}`}, {"HASH", `[0-9a-z][0-9a-z-]*`}, {`\*`, `[^/]*`}, {"/00", "/[0-3][0-9a-f]"},
 	} {
 		p = strings.ReplaceAll(p, r[0], r[1])
 	}

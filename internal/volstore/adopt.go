@@ -148,6 +148,9 @@ func (s *Store) readopt(ctx context.Context, db *records.DB, r *records.Volume) 
 		return nil, err
 	}
 	defer unlock(held)
+	if err := s.forgetUse(r); err != nil {
+		return nil, err
+	}
 	if err := db.SetVolumeIdentity(ctx, r.ID, r.Name, id); err != nil {
 		return nil, err
 	}
@@ -156,4 +159,16 @@ func (s *Store) readopt(ctx context.Context, db *records.DB, r *records.Volume) 
 		return nil, err
 	}
 	return s.volume(r), nil
+}
+
+// forgetUse removes the ledger of a volume: it is of another directory. The next
+// writer makes one and counts.
+func (s *Store) forgetUse(r *records.Volume) error {
+	if err := os.Remove(s.ledgerPath(r.ID)); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	return syncDir(s.home.State(r.ID))
 }

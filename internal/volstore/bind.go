@@ -5,11 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	"github.com/microsandbox-go/microsandbox/internal/ledger"
 	"github.com/microsandbox-go/microsandbox/internal/records"
 )
@@ -41,7 +44,11 @@ type bind struct {
 // What is there is counted in the background, for a directory of few files at
 // once; it is needed only to find out after a killed writer what was added.
 //
-// Errors: InvalidConfig for a quota of 0, Filesystem, IO.
+// It is one ledger with one limit for all who mount the directory: the quota of the
+// latest mount. What is mounted of it by another path, a directory in it for
+// instance, is not charged to it.
+//
+// Errors: Filesystem, IO, Cancelled.
 func (s *Store) OpenBindLedger(ctx context.Context, dir *os.File, quotaMiB uint32) (*os.File, error) {
 	f, err := s.openBindLedger(ctx, dir, limitsOf(quotaMiB, 0))
 	return f, s.wrap("open the ledger of", dir.Name(), err)
@@ -54,19 +61,15 @@ func (s *Store) openBindLedger(ctx context.Context, dir *os.File, limits ledger.
 	if err := os.MkdirAll(s.home.Binds(), 0o700); err != nil {
 		return nil, err
 	}
-	b, err := s.findBind(dir, limits)
+	b, err := s.findBind(ctx, dir, limits)
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(b.paths.ledger, os.O_RDWR|unix.O_NOFOLLOW, 0)
+	f, l, err := b.open()
 	if err != nil {
 		return nil, err
 	}
-	l, err := ledger.Open(f)
-	if err == nil {
-		err = errors.Join(l.Recover(), l.SetLimits(limits))
-	}
-	if err != nil {
+	if err := errors.Join(l.Recover(), l.SetLimits(limits)); err != nil {
 		_ = f.Close()
 		return nil, err
 	}
@@ -80,7 +83,7 @@ func (s *Store) openBindLedger(ctx context.Context, dir *os.File, limits ledger.
 
 // findBind returns the ledger of a directory, and makes it if there is none, or
 // one of a directory that had the same number before.
-func (s *Store) findBind(dir *os.File, limits ledger.Limits) (*bind, error) {
+func (s *Store) findBind(ctx context.Context, dir *os.File, limits ledger.Limits) (*bind, error) {
 	id, err := identityOf(dir)
 	if err != nil {
 		return nil, err
@@ -93,18 +96,85 @@ func (s *Store) findBind(dir *os.File, limits ledger.Limits) (*bind, error) {
 		return nil, err
 	}
 	defer unlock(lock)
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+	if err := waitFlock(ctx, lock); err != nil {
 		return nil, err
 	}
-	if b.note, err = readBindNote(b.paths.note); err == nil && b.note.Identity.Same(id) && exists(b.paths.ledger) {
-		return b, nil
+	if b.note, err = readBindNote(b.paths.note); err != nil || !b.note.Identity.Same(id) {
+		if err := b.fetch(id); err != nil {
+			return nil, err
+		}
+	}
+	if b.note.Identity.Same(id) && exists(b.paths.ledger) {
+		return b, b.mend(limits)
 	}
 	b.note = bindNote{Version: 1, Path: dir.Name(), Identity: id}
-	return b, errors.Join(b.make(limits), b.save())
+	return b, errors.Join(b.make(limits, true), b.save())
+}
+
+// fetch looks for the ledger of a directory whose device had another number
+// before the machine has booted, and gives it its new name.
+func (b *bind) fetch(id records.Identity) error {
+	binds := b.s.home.Binds()
+	entries, err := os.ReadDir(binds)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		base, ok := strings.CutSuffix(e.Name(), fmt.Sprintf("-%x.json", id.Ino))
+		if !ok || id.BirthNS == 0 {
+			continue
+		}
+		old := filepath.Join(binds, fmt.Sprintf("%s-%x", base, id.Ino))
+		note, err := readBindNote(old + ".json")
+		if err != nil || !note.Identity.Same(id) {
+			continue
+		}
+		// The note goes last: what a power cut leaves is fetched again.
+		if err := os.Rename(old+".ledger", b.paths.ledger); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		b.note = note
+		b.note.Identity = id
+		return errors.Join(b.save(), os.Remove(old+".json"))
+	}
+	return nil
+}
+
+// mend makes a damaged ledger anew, if nobody has it: what was added is found
+// again by a walk, where it is known what was there before.
+func (b *bind) mend(limits ledger.Limits) error {
+	f, err := os.OpenFile(b.paths.ledger, os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err == nil {
+		defer f.Close()
+		_, err = ledger.Open(f)
+	}
+	if !isDamage(err) {
+		return err
+	}
+	if f != nil {
+		all := unix.Flock_t{Type: unix.F_WRLCK} // every writer holds a byte
+		if unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &all) != nil {
+			return errdefs.Wrap(errdefs.Filesystem, ledger.ErrDamaged, "directory %q", b.dir.Name()).WithHint("stop the sandboxes that mount it")
+		}
+	}
+	return b.make(limits, !b.note.Counted)
+}
+
+// open opens the ledger for reading and writing.
+func (b *bind) open() (*os.File, *ledger.Ledger, error) {
+	f, err := os.OpenFile(b.paths.ledger, os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	l, err := ledger.Open(f)
+	if err != nil {
+		_ = f.Close()
+	}
+	return f, l, err
 }
 
 func readBindNote(path string) (n bindNote, err error) {
-	text, err := os.ReadFile(path)
+	text, err := readSmall(path)
 	if err != nil {
 		return n, err
 	}
@@ -114,14 +184,15 @@ func readBindNote(path string) (n bindNote, err error) {
 	return n, nil
 }
 
-// make makes an empty ledger.
-func (b *bind) make(limits ledger.Limits) error {
+// make makes a new ledger, in which nothing is used, or, with empty false, nobody
+// knows yet what is.
+func (b *bind) make(limits ledger.Limits, empty bool) error {
 	f, err := os.CreateTemp(b.s.home.Binds(), "new-")
 	if err != nil {
 		return err
 	}
 	defer os.Remove(f.Name())
-	err = ledger.Format(f, limits, true)
+	err = ledger.Format(f, limits, empty)
 	if err == nil {
 		err = f.Sync()
 	}
@@ -188,15 +259,13 @@ func (b *bind) countInBackground() {
 	dir := os.NewFile(uintptr(fd), b.dir.Name())
 	b.s.background.Go(func() {
 		defer dir.Close()
-		f, err := os.OpenFile(b.paths.ledger, os.O_RDWR|unix.O_NOFOLLOW, 0)
+		f, l, err := b.open()
 		if err != nil {
 			return
 		}
 		defer f.Close()
-		if l, err := ledger.Open(f); err == nil {
-			own := *b
-			own.dir = dir
-			_ = own.count(context.Background(), l, 0)
-		}
+		own := *b
+		own.dir = dir
+		_ = own.count(context.Background(), l, 0)
 	})
 }

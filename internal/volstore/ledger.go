@@ -3,6 +3,7 @@ package volstore
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -94,43 +95,73 @@ func (s *Store) openLedger(v *Volume) (*os.File, error) {
 // findLedger opens the ledger, makes it if there is none, and makes it anew if it
 // is damaged and nobody has the volume.
 func (s *Store) findLedger(v *Volume) (*os.File, *ledger.Ledger, error) {
-	f, err := s.openFile(v)
-	if errors.Is(err, fs.ErrNotExist) {
+	f, l, err := s.openFile(v, os.O_RDWR)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		err = s.newLedger(v, false)
 		if errors.Is(err, fs.ErrNotExist) { // no state directory: a power cut
 			if err = s.settleByID(context.Background(), &v.Volume); err == nil {
 				err = s.newLedger(v, false)
 			}
 		}
-		if err == nil {
-			f, err = s.openFile(v)
-		}
+	case errors.Is(err, ledger.ErrDamaged):
+		err = s.replaceLedger(v)
+	default:
+		return f, l, err
 	}
-	if err != nil {
-		return nil, nil, err
-	}
-	l, err := ledger.Open(f)
 	if err == nil {
-		return f, l, nil
+		f, l, err = s.openFile(v, os.O_RDWR)
 	}
-	_ = f.Close()
-	held, lockErr := s.lockUnattached(context.Background(), &v.Volume)
-	if lockErr != nil {
-		return nil, nil, err
-	}
-	defer unlock(held)
-	if err := s.newLedger(v, true); err != nil {
-		return nil, nil, err
-	}
-	if f, err = s.openFile(v); err != nil {
-		return nil, nil, err
-	}
-	l, err = ledger.Open(f)
 	return f, l, err
 }
 
-func (s *Store) openFile(v *Volume) (*os.File, error) {
-	return os.OpenFile(s.ledgerPath(v.ID), os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+// replaceLedger makes a damaged ledger anew, if nobody has the volume attached.
+func (s *Store) replaceLedger(v *Volume) error {
+	held, err := s.lockUnattached(context.Background(), &v.Volume)
+	if err != nil {
+		return s.damaged(v, fmt.Errorf("%w, and %w", ledger.ErrDamaged, err))
+	}
+	defer unlock(held)
+	return s.newLedger(v, true)
+}
+
+// openFile opens a ledger of a volume. Errors: fs.ErrNotExist, that of damaged.
+func (s *Store) openFile(v *Volume, flags int) (*os.File, *ledger.Ledger, error) {
+	f, err := os.OpenFile(s.ledgerPath(v.ID), flags|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, s.damaged(v, err)
+	}
+	l, err := ledger.Open(f)
+	if err != nil {
+		_ = f.Close()
+		return nil, nil, s.damaged(v, err)
+	}
+	return f, l, nil
+}
+
+// damaged tells of a ledger that makes no sense, or is no file, which volume's it
+// is and what helps; other errors pass.
+func (s *Store) damaged(v *Volume, err error) error {
+	if !isDamage(err) {
+		return err
+	}
+	d := errdefs.Wrap(errdefs.Filesystem, ledger.ErrDamaged, "volume %q", v.Name)
+	if errors.Is(err, errdefs.ErrVolumeInUse) {
+		d.Cause = err
+		return d.WithHint("stop what uses it first; then msb volume usage %s --rescan counts it anew", v.Name)
+	}
+	return d.WithHint("msb volume usage %s --rescan counts it anew", v.Name)
+}
+
+// isDamage tells a file that is no ledger, or no file at all, from one that cannot
+// be read.
+func isDamage(err error) bool {
+	for _, e := range []error{ledger.ErrDamaged, unix.ELOOP, unix.EISDIR, unix.ESPIPE, unix.ENXIO, unix.ENODEV} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // newLedger makes a ledger that does not know yet what is there, and gives it its
@@ -154,6 +185,9 @@ func (s *Store) newLedger(v *Volume, replace bool) error {
 		return err
 	}
 	if replace {
+		if err = unix.Rmdir(s.ledgerPath(v.ID)); err == unix.ENOTEMPTY {
+			return fmt.Errorf("%s is a directory that is not empty: move it away", s.ledgerPath(v.ID))
+		}
 		err = os.Rename(f.Name(), s.ledgerPath(v.ID))
 	} else if err = renameNew(f.Name(), s.ledgerPath(v.ID)); errors.Is(err, fs.ErrExist) {
 		return nil // somebody was faster
@@ -209,14 +243,12 @@ func (s *Store) countUnsettled(v *Volume) {
 	if state, _, err := s.Used(v); err != nil || !state.Unsettled || state.Foreign {
 		return
 	}
-	f, err := s.openFile(v)
+	f, l, err := s.openFile(v, os.O_RDWR)
 	if err != nil {
 		return
 	}
 	defer f.Close()
-	if l, err := ledger.Open(f); err == nil {
-		s.countSoon(v, l)
-	}
+	s.countSoon(v, l)
 }
 
 // count settles a ledger by a walk of at most budget files; 0 means all.
@@ -240,6 +272,7 @@ type Counted struct {
 	Found     ledger.Delta // the sum of charges of all files
 	Allocated int64        // bytes that they take on the host
 	Exact     bool         // nothing changed meanwhile; after Recount the ledger says Found
+	Damaged   bool         // there is a ledger, and it cannot be understood
 }
 
 // Recount walks a directory volume and makes its ledger say what is there.
@@ -291,6 +324,10 @@ func (s *Store) NewWriter(ctx context.Context, id string) (*ledger.Writer, error
 	w, err := ledger.NewWriter(f, ledger.Options{})
 	if err != nil {
 		_ = f.Close()
+	}
+	var full *errdefs.Error
+	if errors.Is(err, unix.EBUSY) && errors.As(err, &full) {
+		_ = full.WithHint("end some of the sandboxes and programs that write to volume %s", id)
 	}
 	return w, err
 }

@@ -2,10 +2,13 @@ package volstore
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -42,18 +45,187 @@ func growVolume(t *testing.T, s *Store, v *Volume, name string, size int) {
 	}
 }
 
-// TestLedgerIsAPipe: what is no file is an error and waited for by nobody.
-func TestLedgerIsAPipe(t *testing.T) {
-	s, _ := newStore(t)
-	v := mustCreate(t, s, Spec{Name: "v"})
-	if err := errors.Join(os.Remove(s.ledgerPath(v.ID)), unix.Mkfifo(s.ledgerPath(v.ID), 0o600)); err != nil {
+// damages are things that may lie where a ledger was.
+var damages = map[string]func(path string) error{
+	"empty":         func(path string) error { return os.WriteFile(path, nil, 0o600) },
+	"zeros":         func(path string) error { return os.WriteFile(path, make([]byte, 8192), 0o600) },
+	"other version": func(path string) error { return os.WriteFile(path, []byte("msbledg\x02"), 0o600) },
+	"huge":          func(path string) error { return errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, 1<<43)) },
+	"link":          func(path string) error { return os.Symlink("/etc/hostname", path) },
+	"loop":          func(path string) error { return os.Symlink(path, path) },
+	"directory":     func(path string) error { return os.Mkdir(path, 0o700) },
+	"pipe":          func(path string) error { return unix.Mkfifo(path, 0o600) },
+	"socket":        func(path string) error { return unix.Mknod(path, unix.S_IFSOCK|0o600, 0) },
+	"device":        func(path string) error { return unix.Mknod(path, unix.S_IFCHR|0o600, int(unix.Mkdev(1, 5))) },
+}
+
+// TestDamagedLedger: a ledger that makes no sense, or is no file, hides what is
+// known and nothing else: what is there is found by a walk, whoever asks is told
+// what helps, and it helps, but never while somebody has the volume.
+func TestDamagedLedger(t *testing.T) {
+	for name, damage := range damages {
+		t.Run(name, func(t *testing.T) {
+			s, _ := newStore(t)
+			v := mustCreate(t, s, Spec{Name: "v", QuotaMiB: 1, Inodes: 9})
+			growVolume(t, s, v, "f", 5000)
+			if err := errors.Join(os.Remove(s.ledgerPath(v.ID)), damage(s.ledgerPath(v.ID))); err != nil {
+				t.Skip("cannot be made: ", err)
+			}
+			found := ledger.Delta{Bytes: 8192, Inodes: 1}
+			limits := ledger.Limits{Bytes: 1 << 20, Inodes: 9}
+			_, ok, err := s.Used(v)
+			wantDamage(t, err, "msb volume usage v --rescan")
+			if n, err := s.UsedBytes(t.Context(), v); err != nil || n != 8192 || ok {
+				t.Errorf("used %d, %v, %v", n, ok, err)
+			}
+			for what, measure := range map[string]func(context.Context, *Volume) (Counted, error){"verify": s.Verify, "survey": s.Survey} {
+				c, err := measure(t.Context(), v)
+				if err != nil || !c.Damaged || !c.Before.Uncounted || c.Found != found || c.Before.Limits != limits {
+					t.Errorf("%s: %+v, %v", what, c, err)
+				}
+			}
+			a, err := s.Attach(t.Context(), "v", Shared, Holder{Sandbox: "box", PID: os.Getpid()})
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = s.Recount(t.Context(), v.ID)
+			wantDamage(t, err, "stop what uses it first")
+			if !errors.Is(err, errdefs.ErrVolumeInUse) {
+				t.Errorf("recount of an attached volume: %v", err)
+			}
+			if err := a.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if c, err := s.Recount(t.Context(), v.ID); err != nil || !c.Exact || c.Found != found {
+				t.Errorf("recount: %+v, %v", c, err)
+			}
+			if got := mustUsed(t, s, v); got != (ledger.State{Limits: limits, Used: found}) {
+				t.Errorf("state %+v", got)
+			}
+		})
+	}
+}
+
+func wantDamage(t *testing.T, err error, hint string) {
+	t.Helper()
+	var e *errdefs.Error
+	if !errors.Is(err, ledger.ErrDamaged) || !errors.As(err, &e) || !strings.Contains(e.Hint, hint) {
+		t.Errorf("error %v, %+v", err, e)
+	}
+}
+
+// TestDamagedLimits: a volume whose limit of files cannot be read can be used when
+// it is set again, and no sooner.
+func TestDamagedLimits(t *testing.T) {
+	for name, damage := range damages {
+		if name == "directory" {
+			continue // which is for a person to remove
+		}
+		t.Run(name, func(t *testing.T) {
+			s, h := newStore(t)
+			v := mustCreate(t, s, Spec{Name: "v", Inodes: 9})
+			path := filepath.Join(h.State(v.ID), limitsName)
+			if err := errors.Join(os.Remove(path), damage(path)); err != nil {
+				t.Skip("cannot be made: ", err)
+			}
+			_, err := s.OpenLedger(t.Context(), v.ID)
+			var e *errdefs.Error
+			if !errors.As(err, &e) || !strings.Contains(e.Hint, "msb volume set-quota v --inodes N") {
+				t.Errorf("open: %v, %+v", err, e)
+			}
+			seven := int64(7)
+			if _, err := s.SetQuota(t.Context(), v.ID, Quota{Inodes: &seven}); err != nil {
+				t.Fatal(err)
+			}
+			if got := mustUsed(t, s, v); got.Limits.Inodes != 7 {
+				t.Errorf("limits %+v", got.Limits)
+			}
+		})
+	}
+}
+
+// age makes a ledger one of an earlier boot.
+func age(t *testing.T, path string) {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := s.Used(v); err == nil {
-		t.Error("used bytes of a pipe")
+	for _, base := range [][]byte{b[256:384], b[384:512]} {
+		if binary.LittleEndian.Uint64(base[8:]) != 0 {
+			base[32]++
+			binary.LittleEndian.PutUint32(base, crc32.ChecksumIEEE(base[4:]))
+		}
 	}
-	if _, err := s.Verify(t.Context(), v); err == nil {
-		t.Error("verified against a pipe")
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestUseAfterABoot: a ledger of an earlier boot bounds what is used; whoever looks
+// at one volume finds out what it is, at once if it is small, and after the walk
+// that msb volume usage makes anyway if it is large.
+func TestUseAfterABoot(t *testing.T) {
+	s, _ := newStore(t)
+	small, large := mustCreate(t, s, Spec{Name: "small"}), mustCreate(t, s, Spec{Name: "large"})
+	for i := range countAtOnce + 1 {
+		if err := os.WriteFile(filepath.Join(large.Path, fmt.Sprint(i)), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.SetCounter(func(home.Dir, string) error { return nil })
+	for _, v := range []*Volume{small, large} {
+		if _, err := s.Recount(t.Context(), v.ID); err != nil {
+			t.Fatal(err)
+		}
+		growVolume(t, s, v, "f", 5000)
+		age(t, s.ledgerPath(v.ID))
+		if got := mustUsed(t, s, v); !got.Foreign || got.Used.Bytes <= 8192 {
+			t.Errorf("%s: a list says %+v", v.Name, got)
+		}
+	}
+	if n, err := s.UsedBytes(t.Context(), small); err != nil || n != 8192 {
+		t.Errorf("small: %d, %v", n, err)
+	}
+	if got := mustUsed(t, s, small); got.Used != (ledger.Delta{Bytes: 8192, Inodes: 1}) || got.Unsettled {
+		t.Errorf("small: %+v", got)
+	}
+	if n, err := s.UsedBytes(t.Context(), large); err != nil || n <= 1<<20 {
+		t.Errorf("large: %d, %v", n, err)
+	}
+	c, err := s.Survey(t.Context(), large)
+	if err != nil || c.Before.Unsettled || c.Before.Used != c.Found || c.Found.Inodes != countAtOnce+2 {
+		t.Errorf("survey: %+v, %v", c, err)
+	}
+	if got := mustUsed(t, s, large); got.Used != c.Found || got.Unsettled {
+		t.Errorf("large: %+v", got)
+	}
+}
+
+// TestSurveyLeavesWritersAlone: what is found is counted only where nobody writes.
+func TestSurveyLeavesWritersAlone(t *testing.T) {
+	s, _ := newStore(t)
+	v := mustCreate(t, s, Spec{Name: "v"})
+	f, err := s.OpenLedger(t.Context(), v.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := ledger.NewWriter(f, ledger.Options{Server: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	op := w.Lock()
+	if err := errors.Join(op.Grow(ledger.Delta{Bytes: 1 << 19}), w.Doubt()); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := s.Survey(t.Context(), v); err != nil || !c.Before.Unsettled || c.Before.Used.Bytes < 1<<19 || c.Before.Writers != 1 {
+		t.Errorf("with a writer: %+v, %v", c, err)
+	}
+	if err := f.Close(); err != nil { // as a kill does
+		t.Fatal(err)
+	}
+	if c, err := s.Survey(t.Context(), v); err != nil || c.Before != (ledger.State{}) {
+		t.Errorf("after it was killed: %+v, %v", c, err)
 	}
 }
 
@@ -84,6 +256,8 @@ func TestNewVolumeHasALedger(t *testing.T) {
 	}
 	if _, err := s.Create(t.Context(), Spec{Name: "bad", Kind: KindDisk, SizeMiB: 4, Inodes: 1}); !errdefs.Is(err, errdefs.InvalidConfig) {
 		t.Errorf("inodes of a disk: %v", err)
+	} else if !strings.Contains(err.Error(), "inodes") || strings.Contains(err.Error(), "quota") {
+		t.Errorf("inodes of a disk, in the wrong words: %v", err)
 	}
 }
 
@@ -274,5 +448,31 @@ func TestRescan(t *testing.T) {
 	}
 	if got := mustUsed(t, s, v); got.Used != c.Found {
 		t.Errorf("after recount: %+v", got)
+	}
+}
+
+// TestAdoptedDirectoryIsCounted: a volume that takes the directory that was put in
+// the place of its own does not go on with what the old one held.
+func TestAdoptedDirectoryIsCounted(t *testing.T) {
+	s, h := newStore(t)
+	v := mustCreate(t, s, Spec{Name: "v", QuotaMiB: 1})
+	growVolume(t, s, v, "f", 5000)
+	if err := errors.Join(os.Rename(v.Path, filepath.Join(h.Volumes(), "aside")), os.Mkdir(v.Path, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(v.Path, "restored"), make([]byte, 50_000), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	v, err := s.Adopt(t.Context(), "v", AdoptOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := s.UsedBytes(t.Context(), v); err != nil || n != 53248 {
+		t.Errorf("used %d, %v", n, err)
+	}
+	growVolume(t, s, v, "g", 1)
+	want := ledger.State{Limits: ledger.Limits{Bytes: 1 << 20, Inodes: 1024}, Used: ledger.Delta{Bytes: 53248 + 4096, Inodes: 2}}
+	if got := mustUsed(t, s, v); got != want {
+		t.Errorf("state %+v, want %+v", got, want)
 	}
 }

@@ -37,8 +37,16 @@ func TestHomeIsDescribed(t *testing.T) {
 	if err := child(h, "create killed", "volstore.create.made=kill").Run(); err == nil {
 		t.Fatal("not killed")
 	}
+	bound, err := os.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer bound.Close()
+	if f, err := s.OpenBindLedger(t.Context(), bound, 1); err != nil || f.Close() != nil {
+		t.Fatal(err)
+	}
 	for row, n := range storetest.Described(t, string(h)) {
-		if n == 0 && (strings.HasPrefix(row, "volumes/") || strings.HasPrefix(row, "msb.db")) {
+		if n == 0 && (strings.HasPrefix(row, "volumes/") || strings.HasPrefix(row, "msb.db") || strings.HasPrefix(row, "binds/")) {
 			t.Errorf("docs/on-disk.md describes %s, which is not there", row)
 		}
 	}

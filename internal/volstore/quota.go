@@ -5,13 +5,17 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	"github.com/microsandbox-go/microsandbox/internal/failpoint"
 	"github.com/microsandbox-go/microsandbox/internal/ledger"
+	"github.com/microsandbox-go/microsandbox/internal/records"
 )
 
 var pointQuota = failpoint.New("volstore.quota.recorded") // the record has the new quota, the ledger not yet
@@ -59,7 +63,7 @@ func writeLimits(dir string, inodes int64) error {
 // ownInodes is a volume's own limit of inodes; 0: it has none.
 func (s *Store) ownInodes(id string) (int64, error) {
 	path := filepath.Join(s.home.State(id), limitsName)
-	b, err := os.ReadFile(path)
+	b, err := readSmall(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, nil
 	}
@@ -76,9 +80,25 @@ func (s *Store) ownInodes(id string) (int64, error) {
 	return n.Inodes, nil
 }
 
+// readSmall reads a small file that this package wrote: what else may lie there is
+// not waited for, and neither followed nor read without end.
+func readSmall(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	const longest = 64 << 10 // a path, and some numbers
+	return io.ReadAll(io.LimitReader(f, longest))
+}
+
 // limits are what the record and the file limits say.
 func (s *Store) limits(v *Volume) (ledger.Limits, error) {
 	own, err := s.ownInodes(v.ID)
+	if err != nil {
+		err = errdefs.Wrap(errdefs.Filesystem, err, "volume %q: its limit of files is not known", v.Name).
+			WithHint("set it again: msb volume set-quota %s --inodes N", v.Name)
+	}
 	return limitsOf(v.QuotaMiB, own), err
 }
 
@@ -90,25 +110,25 @@ type Quota struct {
 
 // SetQuota changes the limits of the directory volume with this id, attached or
 // not; its writers know them within a second. Below the present use they refuse
-// growth and nothing else. After a crash the volume has its old limits or the new
-// ones.
+// growth and nothing else. After a crash each of the two is the old limit or the
+// new one.
 //
 // Errors: VolumeNotFound, InvalidConfig, Cancelled, IO.
 func (s *Store) SetQuota(ctx context.Context, id string, q Quota) (*Volume, error) {
-	v, err := s.setQuota(ctx, id, q)
-	return v, s.wrap("limit", id, err)
-}
-
-func (s *Store) setQuota(ctx context.Context, id string, q Quota) (*Volume, error) {
 	db, done, err := s.records(ctx, true)
 	if err != nil {
-		return nil, err
+		return nil, s.wrap("limit", id, err)
 	}
 	defer done()
 	r, err := db.VolumeByID(ctx, id)
 	if err != nil {
-		return nil, err
+		return nil, s.wrap("limit", id, err)
 	}
+	v, err := s.setQuota(ctx, db, r, q)
+	return v, s.wrap("limit", r.Name, err)
+}
+
+func (s *Store) setQuota(ctx context.Context, db *records.DB, r *records.Volume, q Quota) (*Volume, error) {
 	if r.Kind != KindDir {
 		return nil, errdefs.New(errdefs.InvalidConfig, "volume %q is a disk volume: its size is its limit", r.Name).
 			WithHint("msb volume resize %s --size SIZE makes it larger", r.Name)
@@ -124,13 +144,13 @@ func (s *Store) setQuota(ctx context.Context, id string, q Quota) (*Volume, erro
 	}
 	defer lock.unlock()
 	if q.Inodes != nil {
-		dir := s.home.State(id)
+		dir := s.home.State(r.ID)
 		if err := errors.Join(writeLimits(dir, *q.Inodes), syncDir(dir)); err != nil {
 			return nil, err
 		}
 	}
 	if q.MiB != nil && *q.MiB != r.QuotaMiB {
-		if err := db.SetVolumeQuota(ctx, id, r.Name, *q.MiB); err != nil {
+		if err := db.SetVolumeQuota(ctx, r.ID, r.Name, *q.MiB); err != nil {
 			return nil, err
 		}
 		r.QuotaMiB = *q.MiB

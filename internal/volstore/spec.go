@@ -74,8 +74,11 @@ func (sp Spec) Validate() error {
 			return bad("a directory volume has no size; limit it with a quota")
 		}
 	case KindDisk:
-		if sp.QuotaMiB != 0 || sp.Inodes != 0 {
+		if sp.QuotaMiB != 0 {
 			return bad("a disk volume has no quota; its size is its limit")
+		}
+		if sp.Inodes != 0 {
+			return bad("a disk volume has no limit of files (inodes); its file system is made for its size")
 		}
 		if sp.SizeMiB == 0 {
 			return bad("a disk volume needs a size")

@@ -14,7 +14,8 @@ import (
 
 // Used reads the ledger of a directory volume: nothing below the volume is looked
 // at, nothing is written. ok is false where there is no ledger that knows: the
-// volume is from before there were ledgers, and nobody has written to it since.
+// volume was adopted, or is from before there were ledgers, and nobody has written
+// to it since. Errors: Filesystem with the cause ledger.ErrDamaged.
 func (s *Store) Used(v *Volume) (state ledger.State, ok bool, err error) {
 	// Not by package os, which costs twice as much: a list asks for thousands.
 	fd, err := unix.Open(s.ledgerPath(v.ID), unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
@@ -25,7 +26,41 @@ func (s *Store) Used(v *Volume) (state ledger.State, ok bool, err error) {
 		state, err = ledger.ReadState(fd)
 		_ = unix.Close(fd)
 	}
-	return state, err == nil && !state.Uncounted, s.wrap("measure", v.Name, err)
+	return state, err == nil && !state.Uncounted, s.wrap("measure", v.Name, s.damaged(v, err))
+}
+
+// UsedNow is Used, but counts a small volume that nobody has written to since the
+// machine has booted: only an upper bound is known of it. A larger one is left to
+// its next writer.
+func (s *Store) UsedNow(ctx context.Context, v *Volume) (state ledger.State, ok bool, err error) {
+	state, ok, err = s.Used(v)
+	if err != nil || !state.Foreign {
+		return state, ok, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, countPatience)
+	defer cancel()
+	if c, err := s.settleUse(ctx, v, countAtOnce); err == nil {
+		return c.Before, true, nil
+	}
+	return state, ok, nil
+}
+
+// settleUse makes a ledger say what a walk of at most budget files finds, and
+// returns as Before what it says then.
+func (s *Store) settleUse(ctx context.Context, v *Volume, budget int) (Counted, error) {
+	f, l, err := s.openFile(v, os.O_RDWR)
+	if err != nil {
+		return Counted{}, err
+	}
+	defer f.Close()
+	if err := l.Recover(); err != nil {
+		return Counted{}, err
+	}
+	c, err := s.count(ctx, v, l, budget)
+	if err == nil {
+		c.Before, err = l.State()
+	}
+	return c, err
 }
 
 // UsedBytes returns what a volume holds. For a directory volume it is the sum of
@@ -38,7 +73,7 @@ func (s *Store) UsedBytes(ctx context.Context, v *Volume) (uint64, error) {
 	if v.Kind == KindDisk {
 		return s.imageBytes(v)
 	}
-	if state, ok, err := s.Used(v); ok && err == nil {
+	if state, ok, err := s.UsedNow(ctx, v); ok && err == nil {
 		return uint64(state.Used.Bytes), nil
 	}
 	found, err := s.Measure(ctx, v)
@@ -73,26 +108,46 @@ func (s *Store) Measure(ctx context.Context, v *Volume) (ledger.Found, error) {
 	return found, s.wrap("measure", v.Name, err)
 }
 
+// Survey walks a directory volume. Where its ledger knows no more than a bound,
+// because a writer was killed or the machine has booted, and nobody writes, it
+// says from then on what was found; else it stays as it is. Errors as Verify.
+func (s *Store) Survey(ctx context.Context, v *Volume) (Counted, error) {
+	if state, _, err := s.Used(v); err == nil && state.Unsettled && state.Writers == 0 {
+		c, err := s.settleUse(ctx, v, 0)
+		if err == nil || ctx.Err() != nil {
+			return c, s.wrap("count", v.Name, err)
+		}
+	}
+	return s.Verify(ctx, v)
+}
+
 // Verify walks a directory volume and compares it with its ledger, which stays as
-// it is. Errors as Recount.
+// it is. Before is Uncounted, and has the limits only, where there is no ledger or
+// a damaged one. Errors: VolumeNotFound, Filesystem, Cancelled.
 func (s *Store) Verify(ctx context.Context, v *Volume) (Counted, error) {
-	f, err := os.OpenFile(s.ledgerPath(v.ID), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		found, err := s.Measure(ctx, v)
-		return Counted{Before: ledger.State{Unsettled: true, Uncounted: true}, Found: found.Charges, Allocated: found.Allocated}, err
+	f, l, err := s.openFile(v, os.O_RDONLY)
+	if damaged := errors.Is(err, ledger.ErrDamaged); damaged || errors.Is(err, fs.ErrNotExist) {
+		return s.measureUncounted(ctx, v, damaged)
 	}
 	if err != nil {
 		return Counted{}, s.wrap("verify", v.Name, err)
 	}
 	defer f.Close()
-	l, err := ledger.Open(f)
-	if err != nil {
-		return Counted{}, s.wrap("verify", v.Name, err)
-	}
 	var found ledger.Found
 	w, err := l.Compare(ctx, func(ctx context.Context) (ledger.Delta, error) {
 		found, err = s.Measure(ctx, v)
 		return found.Charges, err
 	})
 	return Counted{Before: w.Before, Found: w.Found, Allocated: found.Allocated, Exact: w.Exact}, s.wrap("verify", v.Name, err)
+}
+
+// measureUncounted measures a volume that has no ledger.
+func (s *Store) measureUncounted(ctx context.Context, v *Volume, damaged bool) (Counted, error) {
+	limits, err := s.limits(v)
+	if err != nil {
+		return Counted{}, s.wrap("verify", v.Name, err)
+	}
+	found, err := s.Measure(ctx, v)
+	before := ledger.State{Limits: limits, Unsettled: true, Uncounted: true}
+	return Counted{Before: before, Found: found.Charges, Allocated: found.Allocated, Damaged: damaged}, err
 }
