@@ -143,7 +143,7 @@ func (s *Store) readopt(ctx context.Context, db *records.DB, r *records.Volume) 
 	if id.Same(r.Identity) {
 		return nil, alreadyExists(r.Name)
 	}
-	held, err := s.lockUnattached(ctx, r)
+	held, err := s.lockUnattachedNamed(ctx, r)
 	if err != nil {
 		return nil, err
 	}

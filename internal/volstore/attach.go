@@ -175,8 +175,9 @@ func (s *Store) hold(ctx context.Context, v *Volume, mode AttachMode, h Holder) 
 	return a, nil
 }
 
-// openAttach opens the attach file; a state directory lost in a power cut is
-// made anew first, and data that lies where it was made gets its name.
+// openAttach opens the attach file, which the first attachment makes; a state
+// directory lost in a power cut is made anew first, and data that lies where it
+// was made gets its name.
 func (s *Store) openAttach(ctx context.Context, v *Volume) (*os.File, error) {
 	path := filepath.Join(s.home.State(v.ID), attachName)
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
@@ -186,7 +187,9 @@ func (s *Store) openAttach(ctx context.Context, v *Volume) (*os.File, error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return f, err
 	}
-	if err := s.settleByID(ctx, &v.Volume); err != nil {
+	// With the name locked: see lockUnattachedNamed.
+	err = s.settledByID(ctx, &v.Volume, func() error { return touch(path) })
+	if err != nil {
 		return nil, err
 	}
 	f, err = os.OpenFile(path, os.O_RDWR, 0)
@@ -198,6 +201,11 @@ func (s *Store) openAttach(ctx context.Context, v *Volume) (*os.File, error) {
 
 // settleByID settles the name of a volume. Errors: VolumeNotFound.
 func (s *Store) settleByID(ctx context.Context, r *records.Volume) error {
+	return s.settledByID(ctx, r, func() error { return nil })
+}
+
+// settledByID settles the name of a volume and does something while it is locked.
+func (s *Store) settledByID(ctx context.Context, r *records.Volume, then func() error) error {
 	db, done, err := s.records(ctx, true)
 	if err != nil {
 		return err
@@ -207,8 +215,8 @@ func (s *Store) settleByID(ctx context.Context, r *records.Volume) error {
 	if err != nil {
 		return err
 	}
-	lock.unlock()
-	return nil
+	defer lock.unlock()
+	return then()
 }
 
 // Waiting for an attachment to end. attachPatience is for a lock whose holder is

@@ -87,6 +87,57 @@ func TestAliveDuringAFailedRemoval(t *testing.T) {
 	})
 }
 
+// TestAliveAfterANewNote: alive is another name of the note, until that is
+// replaced, or of attach, in volumes of before: handles from before and after
+// know that the volume is there, by a look at alone, and when it is gone.
+func TestAliveAfterANewNote(t *testing.T) {
+	for name, change := range map[string]func(t *testing.T, s *Store, v *Volume, state string){
+		"new note": func(t *testing.T, s *Store, v *Volume, _ string) {
+			if _, err := s.SetLabels(t.Context(), v.ID, map[string]string{"k": "v"}); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"of before": func(t *testing.T, _ *Store, _ *Volume, state string) {
+			alive, attach := filepath.Join(state, aliveName), filepath.Join(state, attachName)
+			if err := errors.Join(touch(attach), os.Remove(alive), os.Link(attach, alive)); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, h := newStore(t)
+			v := mustCreate(t, s, Spec{Name: "a"})
+			open := func() *Data {
+				d, err := s.OpenData(t.Context(), v.ID)
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { d.Close() })
+				return d
+			}
+			handles := []*Data{open()}
+			change(t, s, v, h.State(v.ID))
+			handles = append(handles, open())
+			for i, d := range handles {
+				if err := d.Alive(); err != nil {
+					t.Errorf("handle %d, before the removal: %v", i, err)
+				}
+				if f := d.alive.Load(); f == nil || linkCount(f.File) != f.names {
+					t.Errorf("handle %d has to ask the records", i)
+				}
+			}
+			if err := s.Remove(t.Context(), "a"); err != nil {
+				t.Fatal(err)
+			}
+			for i, d := range handles {
+				if err := d.Alive(); !errdefs.Is(err, errdefs.VolumeNotFound) {
+					t.Errorf("handle %d, after the removal: %v", i, err)
+				}
+			}
+		})
+	}
+}
+
 func TestRename(t *testing.T) {
 	s, h := newStore(t)
 	ctx := t.Context()

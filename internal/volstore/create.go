@@ -112,7 +112,7 @@ func (s *Store) stage(ctx context.Context, sp Spec) (_ *staging, err error) {
 	if err := st.makeData(ctx); err != nil {
 		return nil, err
 	}
-	st.seal(func() error { return st.makeLedger(sp) })
+	st.seal(&sp)
 	return st, nil
 }
 
@@ -203,12 +203,13 @@ func (st *staging) makeData(ctx context.Context) error {
 }
 
 // seal begins to furnish the staging directory and to make it durable: it may
-// take as long as the commit does. makeLedger, if any, comes first. The other
-// files need not be durable: a lost one is made again when it is missed.
-func (st *staging) seal(makeLedger func() error) {
+// take as long as the commit does. Only the note and the limits need be durable:
+// another file that is lost is made again when it is missed, so those are made
+// while the disk is waited for. sp is of a new volume.
+func (st *staging) seal(sp *Spec) {
 	st.sealed = begin(func() error {
-		if makeLedger != nil {
-			if err := makeLedger(); err != nil {
+		if sp != nil && sp.Inodes != 0 {
+			if err := writeLimits(st.path, sp.Inodes); err != nil {
 				return err
 			}
 		}
@@ -219,10 +220,11 @@ func (st *staging) seal(makeLedger func() error) {
 		syncNote := func() error { return errors.Join(note.Sync(), note.Close()) }
 		syncStagings := func() error { return syncDir(st.s.home.Staging()) }
 		synced := begin(syncNote, st.file.Sync, syncStagings)
-		if err := synced(); err != nil {
-			return err
+		err = makeAlive(st.path)
+		if sp != nil {
+			err = errors.Join(err, st.makeLedger(sp))
 		}
-		return errors.Join(touch(filepath.Join(st.path, attachName)), makeAlive(st.path))
+		return errors.Join(synced(), err)
 	})
 }
 

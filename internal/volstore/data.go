@@ -32,7 +32,7 @@ type Data struct {
 // aliveFile is an open alive file.
 type aliveFile struct {
 	*os.File        // O_PATH
-	names    uint64 // how many it has while the volume exists: 2 where it is attach, too
+	names    uint64 // how many it has while the volume exists: 2 where it is the note, too
 }
 
 // OpenData opens the data directory of the volume with this id, without
@@ -116,13 +116,20 @@ func (d *Data) openAlive() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.held = append(d.held, f.File)
-	var alive, attach unix.Stat_t
-	err = errors.Join(unix.Fstat(fd, &alive), unix.Lstat(filepath.Join(filepath.Dir(path), attachName), &attach))
-	if err != nil {
-		return false // on its way to the trash
+	var alive, other unix.Stat_t
+	if unix.Fstat(fd, &alive) != nil {
+		return false
 	}
-	if alive.Ino == attach.Ino {
-		f.names = 2
+	// It was another name of attach before. A note that is replaced takes a name
+	// away: then the records are asked, and this is done again.
+	for i, name := range []string{noteName, attachName} {
+		err := unix.Lstat(filepath.Join(filepath.Dir(path), name), &other)
+		if err != nil && i == 0 {
+			return false // on its way to the trash
+		}
+		if err == nil && other.Ino == alive.Ino {
+			f.names = 2
+		}
 	}
 	d.alive.Store(f)
 	return true

@@ -4,9 +4,9 @@
 //
 // A volume has a record (package records), a data directory volumes/NAME, and a
 // state directory volumes/.state/ID with volume.json (a copy of the record), the
-// file attach (locked by whoever has the volume attached) and alive, another name
-// of attach (its link count tells open handles that the volume is gone). Names can be
-// used again; ids cannot. An identity is device, inode and birth time of a data
+// file attach (made by the first attachment, locked by whoever has the volume
+// attached) and alive, another name of volume.json (its link count tells open
+// handles that the volume is gone). Names can be used again; ids cannot. An identity is device, inode and birth time of a data
 // directory: it tells a volume's data from a stranger's. A stranger is a
 // directory in volumes/ that no record, staging note or tombstone accounts for:
 // it is reported and can be adopted, but never deleted.
@@ -14,7 +14,7 @@
 // # Creating, end to end
 //
 // Everything slow is done in .staging/ID, a directory that is flocked while its
-// maker lives: data, volume.json with the identity of data, the ledger, attach,
+// maker lives: data, volume.json with the identity of data, the ledger,
 // alive. Meanwhile the name is locked and the record goes on its way to the disk.
 // When the staging directory is durable data is renamed to volumes/NAME, and then
 // the record is committed; .staging/ID, now without data, is renamed to

@@ -25,8 +25,8 @@ import (
 const (
 	dataName   = "data"        // staging and trash only: the data directory
 	noteName   = "volume.json" // copy of the record
-	attachName = "attach"      // flocked by holders
-	aliveName  = "alive"       // unlinked when the volume is removed; another name of attach, if it can be
+	attachName = "attach"      // flocked by holders; made when somebody attaches the volume
+	aliveName  = "alive"       // unlinked when the volume is removed; another name of a note, if it can be
 	cleanName  = "clean"       // disk volumes: the image needs no check
 )
 
@@ -151,7 +151,7 @@ func touch(path string) error {
 // costs no inode.
 func makeAlive(dir string) error {
 	alive := filepath.Join(dir, aliveName)
-	err := os.Link(filepath.Join(dir, attachName), alive)
+	err := os.Link(filepath.Join(dir, noteName), alive)
 	if err == nil || errors.Is(err, fs.ErrExist) {
 		return nil
 	}
@@ -278,8 +278,11 @@ func tryFlock(f *os.File, how int) (ok bool, err error) {
 	}
 }
 
-// unlock releases the locks of f and closes it.
+// unlock releases the locks of f, nil for none, and closes it.
 func unlock(f *os.File) {
+	if f == nil {
+		return
+	}
 	release(f)
 	_ = f.Close()
 }

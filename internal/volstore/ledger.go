@@ -32,16 +32,12 @@ const countAtOnce = 4096
 // walk.
 const countPatience = 50 * time.Millisecond
 
-// makeLedger makes the ledger of a new, empty directory volume, and writes down
-// its limit of inodes if it has one of its own.
-func (st *staging) makeLedger(sp Spec) error {
+// makeLedger makes the ledger of a new, empty directory volume.
+func (st *staging) makeLedger(sp *Spec) error {
 	if st.record.Kind != KindDir {
 		return nil
 	}
-	if err := writeLimits(st.path, sp.Inodes); err != nil {
-		return err
-	}
-	f, err := os.OpenFile(filepath.Join(st.path, ledgerName), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := openFile(filepath.Join(st.path, ledgerName), unix.O_RDWR|unix.O_CREAT|unix.O_EXCL)
 	if err != nil {
 		return err
 	}

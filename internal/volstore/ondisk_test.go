@@ -25,6 +25,9 @@ func TestHomeIsDescribed(t *testing.T) {
 	if _, err := s.Rename(t.Context(), "dir", "renamed"); err != nil {
 		t.Fatal(err)
 	}
+	if a, err := s.Attach(t.Context(), "renamed", Shared, Holder{}); err != nil || a.Close() != nil {
+		t.Fatal(err)
+	}
 	large := mustCreate(t, s, Spec{Name: "large"})
 	for i := range 2 * reapAtOnce {
 		if err := os.WriteFile(filepath.Join(large.Path, fmt.Sprint(i)), nil, 0o600); err != nil {

@@ -170,7 +170,7 @@ func (s *Store) lockVolume(ctx context.Context, db *records.DB, r *records.Volum
 
 // removeLocked removes a volume whose name is locked and settled.
 func (s *Store) removeLocked(ctx context.Context, db *records.DB, r *records.Volume, found *settled) error {
-	held, err := s.lockUnattached(ctx, r)
+	held, err := s.lockUnattachedNamed(ctx, r)
 	if err != nil {
 		return err
 	}
@@ -217,19 +217,40 @@ func (s *Store) deleteRecord(ctx context.Context, db *records.DB, r *records.Vol
 // lockUnattached takes the attach lock exclusively. An attachment in the making
 // or a removal that is about to give up is waited for, but not long.
 func (s *Store) lockUnattached(ctx context.Context, r *records.Volume) (*os.File, error) {
-	f, err := openFile(filepath.Join(s.home.State(r.ID), attachName), unix.O_RDWR)
+	f, err := s.openAttach(ctx, s.volume(r))
 	if err != nil {
 		return nil, err
 	}
-	err = s.tryAttachLock(ctx, f, unix.LOCK_EX, r.Name)
+	return s.lockOpened(ctx, f, r)
+}
+
+// lockUnattachedNamed is lockUnattached for who has the name locked. Where nobody
+// has ever attached the volume there is no attach file, and nobody can make one
+// without the lock on the name: then the result is nil.
+func (s *Store) lockUnattachedNamed(ctx context.Context, r *records.Volume) (*os.File, error) {
+	f, err := openFile(filepath.Join(s.home.State(r.ID), attachName), unix.O_RDWR)
+	if errors.Is(err, fs.ErrNotExist) {
+		return s.lockOpened(ctx, nil, r)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return s.lockOpened(ctx, f, r)
+}
+
+// lockOpened takes the lock of an open attach file, nil for none, or closes it.
+func (s *Store) lockOpened(ctx context.Context, f *os.File, r *records.Volume) (_ *os.File, err error) {
+	if f != nil {
+		err = s.tryAttachLock(ctx, f, unix.LOCK_EX, r.Name)
+	}
 	if err == nil && r.Kind == KindDisk {
 		err = s.imageIsFree(ctx, f, r)
 	}
-	if err != nil {
+	if err != nil && f != nil {
 		_ = f.Close()
-		return nil, err
+		f = nil
 	}
-	return f, nil
+	return f, err
 }
 
 // imageIsFree asks for QEMU's image locks: a host tool may work on the image

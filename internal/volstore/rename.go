@@ -69,7 +69,7 @@ func (s *Store) rename(ctx context.Context, from, to, id string) (*Volume, error
 	if err := s.nameIsFree(found, &staging{s: s, record: records.Volume{Name: to}}); err != nil {
 		return nil, err
 	}
-	held, err := s.lockUnattached(ctx, r)
+	held, err := s.lockUnattachedNamed(ctx, r)
 	if err != nil {
 		return nil, err
 	}

@@ -347,30 +347,19 @@ func (s *Store) ensureState(r *records.Volume) (mended bool, err error) {
 			return false, err
 		}
 	}
-	if attach := filepath.Join(dir, attachName); !exists(attach) {
-		mended = true
-		if err := touch(attach); err != nil {
-			return mended, err
-		}
-	}
-	if !exists(filepath.Join(dir, aliveName)) {
-		mended = true
-		if err := makeAlive(dir); err != nil {
-			return mended, err
-		}
-	}
 	want := encodeNote(r)
 	have, stale := readFile(filepath.Join(dir, noteName))
-	if stale == nil && string(have) == string(want) {
+	if stale != nil || string(have) != string(want) {
+		err := s.writeNote(r)
+		if err != nil && (stale != nil || !noRoom(err)) {
+			return true, err
+		}
+		mended = mended || err == nil // an old note keeps nobody from anything; a later command writes it
+	}
+	if exists(filepath.Join(dir, aliveName)) {
 		return mended, nil
 	}
-	if err := s.writeNote(r); err != nil {
-		if stale == nil && noRoom(err) {
-			return mended, nil // an old note keeps nobody from anything; a later command writes it
-		}
-		return true, err
-	}
-	return true, nil
+	return true, makeAlive(dir)
 }
 
 // writeNote replaces volume.json of a published volume.
