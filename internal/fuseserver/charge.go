@@ -2,7 +2,6 @@ package fuseserver
 
 import (
 	"math"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -20,26 +19,27 @@ type sizeChange struct {
 	fd     int
 }
 
-// changeSize begins a change of the size of what fd has open. shrinks says that
-// the file may become shorter.
-func (c *call) changeSize(n *inode, fd int, shrinks bool) (*sizeChange, errno) {
+// changeSize begins a change of the size of what fd has open.
+func (c *call) changeSize(n *inode, fd int) (*sizeChange, errno) {
 	q := c.s.quota
 	if !q.counts(n) {
 		return nil, 0
-	}
-	if shrinks {
-		time.Sleep(q.pause - time.Since(q.born)) // see aloneFor
 	}
 	z := &c.size // a request changes one size at a time
 	z.q, z.n, z.stripe, z.fd, z.before = q, n, q.stripe(n), fd, 0
 	z.stripe.Lock()
 	z.op = q.w.Lock(n.key.ino) // also without another server: programs on the host come and go
+	if l := z.stripe.leases[n.key.ino]; l != nil && l.size != unknown {
+		z.st = unix.Stat_t{Size: l.size, Nlink: 1}
+		z.before = q.rules.File(l.size) // a stand-in is not written to
+		return z, 0
+	}
 	if err := fstat(n.quick, fd, &z.st); err != 0 {
 		z.abandon()
 		return nil, err
 	}
-	if z.st.Nlink == 0 {
-		_ = q.look() // somebody may have deleted it just now: first we count what it was
+	if z.st.Nlink == 0 { // before it changes, somebody has to count it as it was
+		z.op.Nameless(n.key.ino, q.charge(fd, &z.st))
 	}
 	if !z.op.Late() {
 		z.before = q.file(c, fd, &z.st)
@@ -60,7 +60,7 @@ func (z *sizeChange) grow(end uint64) errno {
 // deleted something and wait for our word that it is not open here.
 func (q *quota) grow(op *ledger.Op, d ledger.Delta) errno {
 	err := refusal(op.Grow(d))
-	if err == unix.ENOSPC && !q.isAlone() && q.look() == nil {
+	if err == unix.ENOSPC && !q.alone.Load() && q.look() == nil {
 		err = refusal(op.Grow(d))
 	}
 	return err
@@ -78,24 +78,21 @@ func (z *sizeChange) done(c *call) {
 		return
 	}
 	var st unix.Stat_t
-	after := z.before
+	after, size := z.before, int64(unknown)
 	if fstat(z.n.quick, z.fd, &st) == 0 {
-		after = z.q.file(c, z.fd, &st)
+		after, size = z.q.file(c, z.fd, &st), st.Size
 	}
-	z.end(st.Size, after)
+	if l := z.stripe.leases[z.n.key.ino]; l != nil {
+		l.size = size
+	}
+	z.end(after)
 }
 
-// grown ends a change after which the file is size bytes long.
-func (z *sizeChange) grown(size int64) { z.end(size, z.q.rules.File(size)) }
-
-func (z *sizeChange) end(size, after int64) {
+func (z *sizeChange) end(after int64) {
 	if z.st.Nlink == 0 {
 		z.q.recount(z.n)
 	}
 	_ = z.op.Done(ledger.Delta{Bytes: after - z.before})
-	if size < z.st.Size {
-		z.stripe.era++
-	}
 	z.stripe.Unlock()
 }
 
@@ -108,30 +105,27 @@ func (z *sizeChange) abandon() {
 }
 
 // countedWrite is writeAll on a volume whose use is counted. A write inside the
-// file costs no system call more and is never refused.
+// file is never refused.
 func (c *call) countedWrite(h *handle, off uint64, size int, flags uintptr) (done int, err errno) {
 	q := c.s.quota
 	if flags&rwfAppend == 0 {
 		stripe := q.stripe(h.node)
 		stripe.RLock()
-		if h.inside >= off+uint64(size) && h.era == stripe.era && q.isAlone() {
+		if l := h.lease; l.covers(off + uint64(size)) {
 			done, err = c.writeAll(h.fd, off, size, flags)
-			alone := q.isAlone()
+			l.Used()
 			stripe.RUnlock()
-			if !alone { // it took so long that another server may have cut the file before
-				_ = q.w.Doubt()
-			}
 			return done, err
 		}
 		stripe.RUnlock()
 	}
-	z, err := c.changeSize(h.node, h.fd, false)
+	z, err := c.changeSize(h.node, h.fd)
 	if err != 0 {
 		return 0, err
 	}
-	end := off + uint64(size)
+	before, end := uint64(z.st.Size), off+uint64(size)
 	if flags&rwfAppend != 0 {
-		end = uint64(z.st.Size) + uint64(size)
+		end = before + uint64(size)
 	}
 	if size == 0 {
 		end = 0
@@ -141,16 +135,14 @@ func (c *call) countedWrite(h *handle, off uint64, size int, flags uintptr) (don
 		return 0, err
 	}
 	done, err = c.writeAll(h.fd, off, size, flags)
-	if err == 0 && done == size && flags&rwfAppend == 0 && end > uint64(z.st.Size) && !z.op.Late() {
-		h.inside, h.era = end, z.stripe.era
-		z.grown(int64(end))
-		return done, 0
+	if err != 0 || done != size || z.op.Late() {
+		z.done(c)
+		return done, err
 	}
-	if err == 0 && end <= uint64(z.st.Size) {
-		h.inside, h.era = uint64(z.st.Size), z.stripe.era
-	}
-	z.done(c)
-	return done, err
+	now := int64(max(before, end))
+	z.keep(h, now)
+	z.end(q.rules.File(now))
+	return done, 0
 }
 
 // nameChange is a change of names in one or two directories, by which a victim
@@ -321,7 +313,7 @@ func (x *nameChange) done() {
 	if x.victim >= 0 {
 		closeFd(x.victim)
 	}
-	if x.deleted && !x.q.isAlone() {
+	if x.deleted && !x.q.alone.Load() {
 		_ = x.q.look() // so that the space is there again as soon as the others have looked
 	}
 }
@@ -357,8 +349,8 @@ func (c *call) changeXattrs(n *inode, more int) (done func(), err errno) {
 		return func() {}, 0
 	}
 	op := q.w.Lock(n.key.ino)
-	if fstat(n.quick, n.fd, &c.st) == 0 && c.st.Nlink == 0 {
-		_ = q.look()
+	if charge, nameless := q.measure(n); nameless {
+		op.Nameless(n.key.ino, charge)
 	}
 	sum := c.countXattrs(n.fd, n.format)
 	before := q.rules.Xattrs(sum)

@@ -199,7 +199,7 @@ func (c *call) opFallocate() errno {
 			return err
 		}
 	}
-	z, err := c.changeSize(h.node, h.fd, false)
+	z, err := c.changeSize(h.node, h.fd)
 	if err != 0 {
 		return err
 	}
@@ -255,7 +255,7 @@ func (c *call) opCopyFileRange() errno {
 	if err := fstat(from.node.quick, from.fd, &c.st); err != 0 {
 		return err
 	}
-	z, err := c.changeSize(to.node, to.fd, false)
+	z, err := c.changeSize(to.node, to.fd)
 	if err != 0 {
 		return err
 	}

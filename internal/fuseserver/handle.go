@@ -17,9 +17,7 @@ type handle struct {
 	dirs  *atomic.Int32 // counts the session's directory handles; nil for files
 	waits atomic.Bool   // the file system cannot read without waiting
 
-	// Up to inside a write does not make the file longer, in this era of its size
-	// stripe, which guards both.
-	inside, era uint64
+	lease *lease // of the file's size, nil if there never was one; see sizeStripe
 
 	locked    bool // was used for a lock; guarded by lockTable.mu
 	locksGone bool // is released: no lock may be taken any more; guarded by lockTable.mu

@@ -6,7 +6,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/microsandbox-go/microsandbox/internal/fusewire"
-	"github.com/microsandbox-go/microsandbox/internal/ledger"
 )
 
 func (c *call) opLookup() errno {
@@ -182,7 +181,7 @@ func (c *call) adopt(dir *inode, fd int, a *fusewire.Attr, ours bool) (*inode, e
 		// From here on who takes the last name knows that we have it open.
 		c.s.quota.pin(n.key.ino)
 		if fstat(n.quick, fd, &c.st) != 0 || c.st.Nlink == 0 && !ours {
-			c.s.quota.unpin(n.key.ino, false, ledger.Delta{})
+			c.s.quota.unpin(n.key.ino, nil)
 			closeFd(fd)
 			c.s.release()
 			return nil, unix.ENOENT
@@ -195,7 +194,7 @@ func (c *call) adopt(dir *inode, fd int, a *fusewire.Attr, ours bool) (*inode, e
 		c.spare = nil
 	} else {
 		if counted {
-			c.s.quota.unpin(n.key.ino, false, ledger.Delta{})
+			c.s.quota.unpin(n.key.ino, nil)
 		}
 		closeFd(fd)
 		c.s.release()

@@ -35,6 +35,7 @@ type inode struct {
 	fd       int
 	quick    bool        // an fstat of fd never sleeps
 	submount bool        // on another mount than its parent
+	seen     uint16      // nodeTable.time of the last lookup; guarded by its key shard
 	large    atomic.Bool // was once at least slowClose bytes long
 	ov       overlayCache
 }
@@ -62,6 +63,7 @@ const nodeShards = 64
 // nodeTable finds inodes by node id and by identity. A closed table takes
 // nothing in any more.
 type nodeTable struct {
+	time  atomic.Uint32 // in polls; see retire
 	byID  [nodeShards]idShard
 	byKey [nodeShards]keyShard
 }
@@ -122,10 +124,26 @@ func (t *nodeTable) known(k identity) *inode {
 	n := s.nodes.findKey(k)
 	if n != nil {
 		n.count()
+		n.seen = t.now()
 		n.refs.Add(1)
 	}
 	return n
 }
+
+// find returns the inode of an identity with a reference, nil if there is none.
+func (t *nodeTable) find(k identity) *inode {
+	s := t.keyShard(k)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.nodes.findKey(k)
+	if n != nil {
+		n.refs.Add(1)
+	}
+	return n
+}
+
+// now is the low half of the time: differences of less than an hour tell.
+func (t *nodeTable) now() uint16 { return uint16(t.time.Load()) }
 
 // peek returns the inode of an identity without counting or holding it; only
 // its fixed fields and its overlay cache may be looked at.
@@ -155,9 +173,10 @@ func (t *nodeTable) add(n *inode) *inode {
 	}
 	if old := s.nodes.findKey(n.key); old != nil {
 		old.count()
+		old.seen = t.now()
 		return old.hold()
 	}
-	n.nlookup = 1
+	n.nlookup, n.seen = 1, t.now()
 	n.refs.Store(2)
 	s.nodes.insert(n)
 	i := t.idShard(n.id)
@@ -193,6 +212,11 @@ func (t *nodeTable) forget(id, lookups uint64) bool {
 	return lookups <= had
 }
 
+// graceTicks is how many polls a node is kept after the guest looked it up. ESTALE
+// makes the guest's kernel look once more and open what it finds, but no third time:
+// a file that is replaced again and again must be there long enough for that.
+const graceTicks = 3
+
 // retire takes out an inode that nobody uses but the caller, who holds it; then the
 // table's reference is the caller's too. The guest may still remember its node id,
 // and gets ESTALE for it.
@@ -201,7 +225,7 @@ func (t *nodeTable) retire(n *inode) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	i.mu.Lock()
-	unused := n.nlookup > 0 && n.refs.Load() == 2 && n.id != rootID
+	unused := n.nlookup > 0 && n.refs.Load() == 2 && n.id != rootID && t.now()-n.seen >= graceTicks
 	if unused {
 		i.nodes.remove(n)
 	}

@@ -50,3 +50,35 @@ func TestNodesOfOneMix(t *testing.T) {
 		t.Error("the table is not closed")
 	}
 }
+
+// TestRetire: a node that nobody uses is let go of, but not soon after the guest
+// looked it up: it may be about to open it.
+func TestRetire(t *testing.T) {
+	s := &Server{work: newWorkers(nil), fds: new(atomic.Int64)}
+	defer s.work.close()
+	table := newNodeTable()
+	n := &inode{srv: s, id: 2, fd: -1, key: identity{ino: 7}}
+	table.add(n).drop()
+	hold := table.find(n.key)
+	for range graceTicks {
+		if table.retire(hold) {
+			t.Fatal("retired too soon")
+		}
+		table.time.Add(1)
+	}
+	table.known(n.key).drop() // looked up once more
+	if table.retire(hold) {
+		t.Fatal("retired after a lookup")
+	}
+	table.time.Add(graceTicks)
+	user := table.get(n.id)
+	if table.retire(hold) {
+		t.Fatal("retired while it was used")
+	}
+	user.drop()
+	if !table.retire(hold) || table.find(n.key) != nil || table.get(n.id) != nil {
+		t.Error("not retired")
+	}
+	hold.drop()
+	hold.drop() // the table's
+}

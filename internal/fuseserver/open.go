@@ -41,7 +41,7 @@ func (c *call) openFile(n *inode, flags int, kill uint32) (int, errno) {
 		}
 	}
 	if flags&unix.O_TRUNC != 0 {
-		z, err := c.changeSize(n, n.fd, true)
+		z, err := c.changeSize(n, n.fd)
 		if err != 0 {
 			return -1, err
 		}

@@ -16,44 +16,42 @@ import (
 	"github.com/microsandbox-go/microsandbox/internal/ledger"
 )
 
-const (
-	// pollEvery is how often the ledger's owner must look at it.
-	pollEvery = 100 * time.Millisecond
-	// aloneFor is how long after a look it is believed that no other server
-	// writes. A server that is not the first cuts no file for joinPause after it
-	// began, so that all others have looked meanwhile.
-	aloneFor  = 250 * time.Millisecond
-	joinPause = 400 * time.Millisecond
-)
+// pollEvery is how often the ledger's owner must look at it, and how long a lease
+// of a file's size lasts.
+const pollEvery = 100 * time.Millisecond
 
 // quota charges what this server changes to the volume's ledger. A nil one
 // counts nothing.
 //
-// Sizes are guarded by stripes of its own: a write inside a file's size holds its
-// stripe for reading and needs no system call more, as long as no other server
-// lives that could cut the file meanwhile; whatever changes a size holds it for
-// writing. Other servers are kept out by the ledger's lock of the inode.
+// Sizes are guarded by stripes of its own; whatever changes a size holds its stripe
+// for writing, and the ledger's lock of the inode, which keeps other processes out.
+// While no other server lives, that lock is kept for a while, as a lease: who has it
+// knows the size. A write inside of that holds the stripe for reading and costs no
+// system call more, nor does one that appends.
 type quota struct {
 	s     *Server
 	w     *ledger.Writer
 	rules ledger.Rules
 	dev   uint64
-	born  time.Time
-	pause time.Duration // until when, after born, no file may be cut
 	sizes [64]sizeStripe
 	pins  [64]pinShard
-	alone atomic.Int64 // ns since born of the last look that found no other server; 0: there is one
-	calls sync.Pool    // of *call
+	alone atomic.Bool // no other server lived when last looked
+	calls sync.Pool   // of *call
 	stop  chan struct{}
 	done  sync.WaitGroup
 
 	looking sync.Mutex // one look at the ledger at a time
+
+	leases atomic.Int32 // how many there are
+
+	closingMu sync.Mutex
+	closing   []closing // guarded by closingMu
 }
 
 // sizeStripe guards the sizes of some inodes.
 type sizeStripe struct {
 	sync.RWMutex
-	era uint64 // counts what may have made a file shorter; guarded by the stripe
+	leases map[uint64]*lease // by inode, guarded by the stripe
 }
 
 // pinShard counts the nodes of inodes: who has one keeps its bytes on the disk.
@@ -64,7 +62,7 @@ type pinShard struct {
 
 // newQuota takes a place in the ledger that f is. It owns f from then on.
 func newQuota(s *Server, f *os.File) (*quota, error) {
-	q := &quota{s: s, dev: s.rootDev, born: time.Now(), stop: make(chan struct{})}
+	q := &quota{s: s, dev: s.rootDev, stop: make(chan struct{})}
 	for i := range q.pins {
 		q.pins[i].m = map[uint64]int32{}
 	}
@@ -75,11 +73,8 @@ func newQuota(s *Server, f *os.File) (*quota, error) {
 	if q.w, err = ledger.NewWriter(f, ledger.Options{Server: true, Orphans: q.orphans}); err != nil {
 		return nil, err
 	}
-	if st, err := q.w.Usage(); err != nil || st.Writers > 1 {
-		q.pause = joinPause
-	}
-	q.done.Add(1)
-	go q.poll()
+	q.done.Go(q.poll)
+	q.done.Go(q.endLeases)
 	return q, nil
 }
 
@@ -87,6 +82,8 @@ func newQuota(s *Server, f *os.File) (*quota, error) {
 func (q *quota) close() {
 	close(q.stop)
 	q.done.Wait()
+	q.dropLeases()
+	q.closeHindered(0)
 	if err := q.w.Close(); err != nil {
 		q.s.logf("ledger: %v", err)
 	}
@@ -94,7 +91,6 @@ func (q *quota) close() {
 
 // poll looks at the ledger as it must be, and learns who else writes.
 func (q *quota) poll() {
-	defer q.done.Done()
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
 	var last error
@@ -104,34 +100,35 @@ func (q *quota) poll() {
 			return
 		case <-tick.C:
 		}
-		at := time.Since(q.born)
 		err := q.look()
 		if err != nil && (last == nil || err.Error() != last.Error()) {
 			q.s.logf("ledger: %v", err)
 		}
 		last = err
 		st, err := q.w.Usage()
-		if err != nil || st.Writers > 1 {
-			at = 0
-		}
-		if was := q.alone.Swap(int64(at)); (was == 0) != (at == 0) {
-			q.newEra()
-		}
-		if at == 0 {
-			q.recountOrphans()
-		}
+		q.alone.Store(err == nil && st.Writers <= 1)
+		q.lookAtOrphans()
+		q.closeHindered(time.Second)
 	}
 }
 
-// recountOrphans looks again at what this server counts without a name: another
-// one may have changed its size.
-func (q *quota) recountOrphans() {
+// lookAtOrphans looks again at what this server counts without a name: another one
+// may have changed its size, or nobody uses it any more. What is seen through
+// another mount of the same file system is left to its closing.
+func (q *quota) lookAtOrphans() {
 	counted, se := q.w.Counted(), q.s.session.Load()
-	if counted == nil || se == nil {
+	if se == nil {
 		return
 	}
-	for _, n := range se.nodes.hold() {
-		if counted[n.key.ino] && q.counts(n) {
+	se.nodes.time.Add(1)
+	for ino := range counted {
+		n := se.nodes.find(identity{dev: q.dev, ino: ino, mnt: se.mnt})
+		if n == nil {
+			continue
+		}
+		if se.nodes.retire(n) {
+			n.drop() // for the table
+		} else {
 			q.recount(n)
 		}
 		n.drop()
@@ -145,22 +142,9 @@ func (q *quota) look() error {
 	return q.w.Poll()
 }
 
-// newEra forgets what is known about sizes.
-func (q *quota) newEra() {
-	for i := range q.sizes {
-		q.sizes[i].Lock()
-		q.sizes[i].era++
-		q.sizes[i].Unlock()
-	}
-}
+func (q *quota) stripe(n *inode) *sizeStripe { return q.stripeOf(n.key.ino) }
 
-// isAlone reports whether no other server can change the size of a file now.
-func (q *quota) isAlone() bool {
-	at := q.alone.Load()
-	return at != 0 && time.Since(q.born)-time.Duration(at) < aloneFor
-}
-
-func (q *quota) stripe(n *inode) *sizeStripe { return &q.sizes[n.key.ino%uint64(len(q.sizes))] }
+func (q *quota) stripeOf(ino uint64) *sizeStripe { return &q.sizes[ino%uint64(len(q.sizes))] }
 
 // counts reports whether an inode is one of the volume: other file systems may be
 // mounted below it.
@@ -197,8 +181,7 @@ func (q *quota) limitSpace(out *fusewire.StatfsOut) {
 	}
 }
 
-// pin counts a new node; unpin its end, with the charge that the inode has if it
-// has no name left.
+// pin counts a new node.
 func (q *quota) pin(ino uint64) {
 	p := &q.pins[ino%uint64(len(q.pins))]
 	p.mu.Lock()
@@ -206,7 +189,8 @@ func (q *quota) pin(ino uint64) {
 	p.mu.Unlock()
 }
 
-func (q *quota) unpin(ino uint64, nameless bool, charge ledger.Delta) {
+// unpin takes a node back. charge is what the inode has if it has no name, else nil.
+func (q *quota) unpin(ino uint64, charge *ledger.Delta) {
 	p := &q.pins[ino%uint64(len(q.pins))]
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -214,10 +198,10 @@ func (q *quota) unpin(ino uint64, nameless bool, charge ledger.Delta) {
 		return
 	}
 	delete(p.m, ino)
-	if nameless {
-		q.w.Recount(ino, charge)
-		q.w.Released(ino)
+	if charge != nil {
+		q.w.Recount(ino, *charge)
 	}
+	q.w.Released(ino) // it may have lost its name since it was looked at
 }
 
 // orphaned tells the ledger that an inode lost its last name, or was made without
@@ -232,48 +216,47 @@ func (q *quota) orphaned(op *ledger.Op, ino uint64, charge ledger.Delta) {
 // recount tells the ledger what an inode without a name counts by now: a walk of
 // the volume does not find it.
 func (q *quota) recount(n *inode) {
-	st := new(unix.Stat_t)
-	if fstat(n.quick, n.fd, st) == 0 && st.Nlink == 0 {
-		q.w.Recount(n.key.ino, q.charge(n.fd, st))
+	if charge, nameless := q.measure(n); nameless {
+		q.w.Recount(n.key.ino, charge)
 	}
-}
-
-// closed is called with the last reference of a node, whose descriptor is open
-// still; then is closes it.
-func (q *quota) closed(n *inode, then func()) {
-	if !q.counts(n) || n.isDir() || n.id == rootID {
-		then()
-		return
-	}
-	st := new(unix.Stat_t)
-	nameless := fstat(n.quick, n.fd, st) == 0 && st.Nlink == 0
-	var charge ledger.Delta
-	if nameless {
-		charge = q.charge(n.fd, st)
-	}
-	then()
-	q.unpin(n.key.ino, nameless, charge)
 }
 
 // orphans visits all inodes that are open here and have no name. What the guest
 // merely remembers, because it has listed it once, is let go: it would keep the
 // space for as long as the guest's kernel likes.
-func (q *quota) orphans(visit func(ino uint64, charge ledger.Delta)) {
+func (q *quota) orphans(visit func(ino uint64, measure func() (ledger.Delta, bool))) {
 	se := q.s.session.Load()
 	if se == nil {
 		return
 	}
-	st := new(unix.Stat_t)
 	for _, n := range se.nodes.hold() {
-		if q.counts(n) && !n.isDir() && fstat(n.quick, n.fd, st) == 0 && st.Nlink == 0 {
+		if _, nameless := q.nameless(n); nameless {
 			if se.nodes.retire(n) {
 				n.drop() // for the table
 			} else {
-				visit(n.key.ino, q.charge(n.fd, st))
+				visit(n.key.ino, func() (ledger.Delta, bool) { return q.measure(n) })
 			}
 		}
 		n.drop()
 	}
+}
+
+// nameless reports whether a node is one of the volume that has no name left.
+func (q *quota) nameless(n *inode) (st unix.Stat_t, is bool) {
+	if !q.counts(n) || n.isDir() || n.id == rootID {
+		return st, false
+	}
+	err := fstat(n.quick, n.fd, &st)
+	return st, err == 0 && st.Nlink == 0
+}
+
+// measure returns the charge of a node that has no name.
+func (q *quota) measure(n *inode) (ledger.Delta, bool) {
+	st, is := q.nameless(n)
+	if !is {
+		return ledger.Delta{}, false
+	}
+	return q.charge(n.fd, &st), true
 }
 
 // charge is that of an open inode, with one name.

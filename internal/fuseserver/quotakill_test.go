@@ -46,8 +46,15 @@ func TestQuotaChild(t *testing.T) {
 // child starts a server process that plays, and returns when it is at work.
 func (a *account) child(seed uint64, lines int) *exec.Cmd {
 	a.t.Helper()
-	cmd := exec.Command("/proc/self/exe", "-test.run=^TestQuotaChild$", "-test.v")
-	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %s %d", playEnv, a.dir, a.path, seed))
+	return a.childOf("TestQuotaChild", fmt.Sprintf("%s=%s %s %d", playEnv, a.dir, a.path, seed), lines)
+}
+
+// childOf starts this program as one of its tests, and returns when that has
+// printed so many lines.
+func (a *account) childOf(test, env string, lines int) *exec.Cmd {
+	a.t.Helper()
+	cmd := exec.Command("/proc/self/exe", "-test.run=^"+test+"$", "-test.v")
+	cmd.Env = append(os.Environ(), env)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()

@@ -46,6 +46,7 @@ type session struct {
 	nodes   *nodeTable
 	handles *handleTable
 	locks   *lockTable
+	mnt     uint64 // identity of the root's
 }
 
 var (
@@ -187,6 +188,7 @@ func (s *Server) beginSession(c *call) errno {
 	s.fds.Add(1)
 	root := new(inode)
 	s.setInode(root, rootID, fd, &c.stx)
+	se.mnt = root.key.mnt
 	se.nodes.add(root).drop()
 	s.session.Store(se)
 	return 0
@@ -228,7 +230,7 @@ func (s *Server) release() { s.fds.Add(-1) }
 // closeNode is called by the last user of an inode.
 func (s *Server) closeNode(n *inode) {
 	if s.quota != nil {
-		s.quota.closed(n, func() { s.closeLater(n.fd, n) })
+		s.quota.closed(n)
 		return
 	}
 	s.closeLater(n.fd, n)
@@ -239,6 +241,9 @@ func (s *Server) closeHandle(h *handle) {
 	if h.dir != nil {
 		h.dir.discard()
 		h.dirs.Add(-1)
+	}
+	if h.lease != nil {
+		s.quota.dropLease(h.lease)
 	}
 	s.closeLater(h.fd, h.node)
 	h.node.drop()

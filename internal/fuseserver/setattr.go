@@ -162,7 +162,7 @@ func (c *call) setSize(n *inode, in *fusewire.SetattrIn) errno {
 			return err
 		}
 	}
-	z, err := c.changeSize(n, n.fd, true)
+	z, err := c.changeSize(n, n.fd)
 	if err != 0 {
 		return err
 	}

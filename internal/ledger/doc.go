@@ -31,11 +31,13 @@
 //	create             Lock(dir), Grow(1 inode + a directory block), Done(1 inode + growth of dir)
 //	extend, append     Lock(ino), look, Grow(File(end)-File(size)), write, look, Done(difference)
 //	write inside       the same: it holds the lock so that nobody cuts the file under it; costs nothing
+//	many writes        op.Keep() after the first one: a Lease, under which Lock costs no system call
 //	truncate, O_TRUNC  Lock(ino), look, Grow if longer, ftruncate, Done(difference)
 //	link               Lock(dir, ino), Grow(1 inode + a block), Done
 //	unlink             Lock(dir, ino), unlink, fstat: links left: Done(-1 inode);
 //	                   none: op.Orphan(ino, charge, open here), Done(0)
-//	last descriptor    w.Released(ino), of an inode that was an orphan
+//	last descriptor    TryHold(ino), look, close, w.Recount and w.Released(ino), Unhold(ino)
+//	change, no name    Lock(ino), op.Nameless(ino, charge before), then as with any other
 //	rename over        Lock(both directories, victim); the victim as with unlink
 //	setxattr           Lock(ino), Xattrs before, Grow(limit of what it may add), Xattrs after, Done
 //	mkdir, rmdir       Lock(dir), 1 inode and Rules.Dir of the new one and of dir before and after
@@ -54,6 +56,10 @@
 // to look. When all living servers have answered later than the time, what is
 // pending is free. Who of two servers counts an inode is settled by a lock keyed
 // by inode. Programs on the host that only read do not count.
+//
+// What is given up by one and taken over by another must be the same sum. So a
+// charge is measured only while nobody changes the inode (its lock is held), and
+// what has no name is changed only after somebody counts it (op.Nameless).
 //
 // # Truth
 //
@@ -75,8 +81,9 @@
 // which die with their holder: one per slot, one for the base, one per inode and
 // one per orphan. None is waited for longer than a second. Who gives up waiting
 // for an inode's lock goes on (op.Late), refunds nothing and marks the volume for
-// a walk. Order: in-process stripes of inodes ascending, inode locks ascending,
-// the writer's mutex.
+// a walk, and so does who finds that it held a lock for that long and somebody gave
+// up. Order: in-process stripes of inodes ascending, inode locks ascending, the
+// writer's mutex.
 //
 // # What it trusts
 //

@@ -106,9 +106,9 @@ func Example_unlinkWhileOpen() {
 	check(op.Done(file))
 	// what a file server answers in Poll: its open inodes without a name
 	open := map[uint64]ledger.Delta{}
-	b := newWriter(dir, ledger.Options{Server: true, Orphans: func(visit func(uint64, ledger.Delta)) {
+	b := newWriter(dir, ledger.Options{Server: true, Orphans: func(visit func(uint64, func() (ledger.Delta, bool))) {
 		for ino, charge := range open {
-			visit(ino, charge)
+			visit(ino, func() (ledger.Delta, bool) { return charge, true })
 		}
 	}})
 	used := func(when string) {

@@ -113,12 +113,12 @@ func answeredByAll(w *Writer) error {
 
 // holding says that the file "open", which there is now, is open here; so it is
 // an orphan once it has lost its name.
-func holding(base string) func(func(uint64, Delta)) {
+func holding(base string) func(visitor) {
 	path := filepath.Join(base, "vol", "open")
 	ino := inodeAt(path)
-	return func(visit func(uint64, Delta)) {
+	return func(visit visitor) {
 		if inodeAt(path) != ino {
-			visit(ino, Delta{Block, 1})
+			visit(ino, nameless(Delta{Block, 1}))
 		}
 	}
 }
@@ -148,8 +148,8 @@ type victim struct {
 
 func newVictim(t *testing.T, script, action string) *victim {
 	v := &victim{volume: newVolume(t, Limits{Bytes: 1 << 30, Inodes: 100_000}), asks: script == "answer"}
-	var open func(func(uint64, Delta))
-	v.live = v.actor(Options{Server: true, Orphans: func(visit func(uint64, Delta)) {
+	var open func(visitor)
+	v.live = v.actor(Options{Server: true, Orphans: func(visit visitor) {
 		if !v.asks {
 			open(visit)
 		}

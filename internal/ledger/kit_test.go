@@ -123,6 +123,12 @@ func (v *volume) notBelow(over Delta) {
 	}
 }
 
+// visitor is what [Options].Orphans is given.
+type visitor = func(ino uint64, measure func() (Delta, bool))
+
+// nameless measures an inode that has no name.
+func nameless(d Delta) func() (Delta, bool) { return func() (Delta, bool) { return d, true } }
+
 // actor is a writer that changes files as a file server does: in place.
 type actor struct {
 	w     *Writer

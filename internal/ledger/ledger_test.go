@@ -214,9 +214,9 @@ func TestOrphansChangeHands(t *testing.T) {
 	open := [3]bool{}
 	var w [3]*Writer
 	for i := range w {
-		w[i] = v.writer(Options{Server: true, Orphans: func(visit func(uint64, Delta)) {
+		w[i] = v.writer(Options{Server: true, Orphans: func(visit visitor) {
 			if open[i] {
-				visit(ino, file)
+				visit(ino, nameless(file))
 			}
 		}})
 	}

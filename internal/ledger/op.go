@@ -6,9 +6,12 @@ import (
 	"time"
 )
 
-// stripes let goroutines of one process take turns on inodes: the locks of an
+// inodeStripe lets goroutines of one process take turns on inodes: the locks of an
 // open file do not keep them from each other.
-type stripes [64]sync.Mutex
+type inodeStripe struct {
+	sync.Mutex
+	kept map[uint64]*Lease // by inode, guarded by the stripe
+}
 
 const maxInodes = 4 // of one operation: rename has two directories, the file and its victim
 
@@ -35,19 +38,24 @@ func (w *Writer) Lock(inos ...uint64) Op {
 	op.n = len(slices.Compact(held))
 	for i, ino := range op.inos[:op.n] {
 		if i == 0 || stripe(ino) != stripe(op.inos[i-1]) {
-			w.stripes[stripe(ino)].Lock()
+			w.stripe(ino).Lock()
 		}
 	}
+	var kept *Lease
 	for _, ino := range op.inos[:op.n] {
 		if w.closed.Load() {
 			break
 		}
-		if !w.lockInode(ino) {
+		if l := w.stripe(ino).kept[ino]; l != nil {
+			kept = l
+		} else if !w.lockInode(ino) {
 			op.late = true
 		}
 	}
-	op.begun = time.Now()
 	op.deaths, op.err = w.begin(op.late)
+	if op.begun = time.Now(); kept != nil {
+		op.begun, op.deaths = kept.begun, kept.deaths
+	}
 	return op
 }
 
@@ -85,7 +93,12 @@ func (w *Writer) lockInode(ino uint64) bool {
 // maxStuck bounds what is remembered about stopped processes.
 const maxStuck = 256
 
-func stripe(ino uint64) uint64 { return ino % uint64(len(stripes{})) }
+// inodeStripes is how many stripes a writer has.
+const inodeStripes = 64
+
+func stripe(ino uint64) uint64 { return ino % inodeStripes }
+
+func (w *Writer) stripe(ino uint64) *inodeStripe { return &w.stripes[stripe(ino)] }
 
 // cmpStripe orders inodes by stripe first, which is the order of locks.
 func cmpStripe(a, b uint64) int {
@@ -180,13 +193,15 @@ func (op *Op) Done(actual Delta) error {
 // overrun reports whether the operation took so long that somebody stopped
 // waiting for it, and asks for a walk then. mu is held.
 func (op *Op) overrun() bool {
-	if op.n == 0 || time.Since(op.begun) < inodePatience {
+	return op.n > 0 && op.w.overrun(op.begun, op.deaths)
+}
+
+// overrun is that of an inode that was locked at begun. mu is held.
+func (w *Writer) overrun(begun time.Time, deaths uint64) bool {
+	if time.Since(begun) < inodePatience || w.read() == nil && w.known == deaths {
 		return false
 	}
-	if op.w.read() == nil && op.w.known == op.deaths {
-		return false // nobody did
-	}
-	op.w.me.deaths++
+	w.me.deaths++
 	return true
 }
 
@@ -196,11 +211,13 @@ func (op *Op) unlock() {
 		if w.closed.Load() {
 			break // the descriptor may be another file's by now
 		}
-		unlock(w.l.fd, inodeLock+int64(ino)&inodeMask, 1)
+		if w.stripe(ino).kept[ino] == nil {
+			unlock(w.l.fd, inodeLock+int64(ino)&inodeMask, 1)
+		}
 	}
 	for i := op.n - 1; i >= 0; i-- {
 		if i == 0 || stripe(op.inos[i]) != stripe(op.inos[i-1]) {
-			w.stripes[stripe(op.inos[i])].Unlock()
+			w.stripe(op.inos[i]).Unlock()
 		}
 	}
 }

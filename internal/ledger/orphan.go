@@ -1,6 +1,10 @@
 package ledger
 
-import "github.com/microsandbox-go/microsandbox/internal/failpoint"
+import (
+	"time"
+
+	"github.com/microsandbox-go/microsandbox/internal/failpoint"
+)
 
 var (
 	pendingPoint  = failpoint.New("ledger.pending")   // what was deleted is pending
@@ -13,6 +17,7 @@ var (
 // already. mu is held.
 func (w *Writer) own(ino uint64, charge Delta) {
 	if _, known := w.orphans[ino]; known {
+		w.free(charge) // a look between the deletion and this has charged it once more
 		return
 	}
 	_, _ = tryLock(w.l.fd, orphanLock+int64(ino)&inodeMask, 1)
@@ -33,9 +38,6 @@ func (w *Writer) Released(ino uint64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	delete(w.others, ino)
-	if w.released != nil {
-		w.released[ino] = true
-	}
 	charge, ok := w.orphans[ino]
 	if !ok {
 		return
@@ -169,7 +171,7 @@ func (w *Writer) collect() error {
 }
 
 // answer looks for orphans that are open here, if others ask, and says that it
-// has looked. w.page is fresh. mu is held.
+// has looked. w.page is fresh before and after. mu is held.
 func (w *Writer) answer() error {
 	if !w.o.Server {
 		return nil
@@ -180,7 +182,7 @@ func (w *Writer) answer() error {
 			continue
 		}
 		delete(w.others, ino)
-		asked = true // they may have grown since we saw them
+		asked = true
 	}
 	for i := range w.page.n {
 		s := &w.page.slots[i]
@@ -190,39 +192,88 @@ func (w *Writer) answer() error {
 		return nil
 	}
 	at := now()
-	for ino, charge := range w.scan() {
-		if _, known := w.orphans[ino]; !known {
-			w.adopt(ino, charge)
-		}
+	looked := w.scan()
+	if err := w.read(); err != nil {
+		return err
+	}
+	if !looked {
+		return nil // the next Poll looks again
 	}
 	w.me.ackAt = at
 	if err := w.write(); err != nil {
 		return err
 	}
-	return answeredPoint.Hit()
+	if err := answeredPoint.Hit(); err != nil {
+		return err
+	}
+	return w.read()
 }
 
-// scan asks the server for its orphans. mu is held, and released meanwhile: the
-// server's own locks come first.
-func (w *Writer) scan() map[uint64]Delta {
-	found := map[uint64]Delta{}
+// scan has the server visit its orphans, and counts those that nobody does. It
+// reports whether it could look at all of them: what is being changed cannot be
+// measured. mu is held, and released meanwhile: the server's own locks come first.
+func (w *Writer) scan() bool {
 	if w.o.Orphans == nil {
-		return found
+		return true
 	}
-	w.released = map[uint64]bool{}
+	force := !w.hindered.IsZero() && time.Since(w.hindered) > inodePatience
+	all := true
 	w.mu.Unlock()
-	w.o.Orphans(func(ino uint64, charge Delta) { found[ino] = charge })
+	w.o.Orphans(func(ino uint64, measure func() (Delta, bool)) {
+		all = w.visit(ino, measure, force) && all
+	})
 	w.mu.Lock()
-	for ino := range w.released { // closed while we looked
-		delete(found, ino)
+	switch {
+	case all:
+		w.hindered = time.Time{}
+	case w.hindered.IsZero():
+		w.hindered = time.Now()
 	}
-	w.released = nil
-	return found
+	return all
 }
 
-// adopt charges an orphan that is open here, unless another server does. mu is
-// held.
+// visit counts one orphan unless somebody does already; false if it is being
+// changed, which force does not care for.
+func (w *Writer) visit(ino uint64, measure func() (Delta, bool), force bool) bool {
+	w.mu.Lock()
+	_, known := w.orphans[ino]
+	w.mu.Unlock()
+	if known {
+		return true
+	}
+	held := w.TryHold(ino)
+	if held {
+		defer w.Unhold(ino)
+	} else if !force {
+		return false
+	}
+	charge, nameless := measure()
+	if !nameless {
+		return true
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !held {
+		w.me.deaths++ // a walk is needed
+	}
+	w.adopt(ino, charge)
+	return true
+}
+
+// Nameless tells that an inode which the operation has locked, and is going to
+// change, has no name, and what it is charged now. Somebody must count it before:
+// who deleted it has freed, or is about to free, just that.
+func (op *Op) Nameless(ino uint64, charge Delta) {
+	op.w.mu.Lock()
+	defer op.w.mu.Unlock()
+	op.w.adopt(ino, charge)
+}
+
+// adopt charges an orphan that is open here, unless somebody does. mu is held.
 func (w *Writer) adopt(ino uint64, charge Delta) {
+	if _, known := w.orphans[ino]; known || !w.o.Server {
+		return
+	}
 	ok, err := tryLock(w.l.fd, orphanLock+int64(ino)&inodeMask, 1)
 	if err != nil || !ok {
 		w.others[ino] = charge
@@ -231,7 +282,7 @@ func (w *Writer) adopt(ino uint64, charge Delta) {
 	delete(w.others, ino)
 	w.orphans[ino] = charge
 	w.me.orphans = w.me.orphans.Plus(charge)
-	w.me.use = w.me.use.Plus(charge) // goes into the file with the answer
+	w.me.use = w.me.use.Plus(charge)
 	_ = w.write()
 	_ = takenPoint.Hit()
 }

@@ -47,9 +47,10 @@ type Options struct {
 	// a reserve, and answers for orphans. Others charge each operation exactly.
 	Server bool
 	// Orphans calls visit for each inode that is open here (by a handle or only
-	// by an O_PATH descriptor) and has no name left, with its charge: that of
-	// Rules.Inode with one inode. It is called by Poll, only if Server.
-	Orphans func(visit func(ino uint64, charge Delta))
+	// by an O_PATH descriptor) and has no name left. measure returns its charge,
+	// that of Rules.Inode with one inode, and whether it still has no name; the
+	// inode stays open until visit returns. It is called by Poll, only if Server.
+	Orphans func(visit func(ino uint64, measure func() (charge Delta, nameless bool)))
 }
 
 // Writer is somebody who changes a volume. It is safe for concurrent use.
@@ -57,19 +58,18 @@ type Writer struct {
 	l       *Ledger
 	o       Options
 	slot    int
-	stripes stripes
+	stripes [inodeStripes]inodeStripe
 	closed  atomic.Bool
 
-	mu      sync.Mutex
-	me      slot             // what the file says of this slot; me.reserve is what spare was when it was written
-	spare   Delta            // in reserve
-	near    bool             // too near to the limit for a reserve, when last looked
-	running int              // operations between Lock and Done
-	since   uint64           // operations since the last Poll
-	orphans map[uint64]Delta // without a name, open here, counted by this slot
-	others  map[uint64]Delta // the same, counted by another server
-	// released collects what is closed while Poll looks for orphans; else nil
-	released map[uint64]bool
+	mu       sync.Mutex
+	me       slot                 // what the file says of this slot; me.reserve is what spare was when it was written
+	spare    Delta                // in reserve
+	near     bool                 // too near to the limit for a reserve, when last looked
+	running  int                  // operations between Lock and Done
+	since    uint64               // operations since the last Poll
+	orphans  map[uint64]Delta     // without a name, open here, counted by this slot
+	others   map[uint64]Delta     // the same, counted by another server
+	hindered time.Time            // since when no look at the orphans saw all; zero: the last one did
 	later    Delta                // deleted, not yet pending in the file
 	waited   time.Time            // when space was last waited for
 	stuck    map[uint64]time.Time // inodes whose lock was waited for in vain, and when
