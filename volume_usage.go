@@ -23,10 +23,10 @@ type VolumeUsage struct {
 	LimitBytes  *uint64 // nil: none
 	LimitInodes *uint64 // nil: none
 
-	// OrphanBytes of UsedBytes are in files that were deleted and that a sandbox
-	// still has open; PendingBytes in files that were deleted, until every sandbox
-	// has said that it does not have them open.
-	OrphanBytes, PendingBytes uint64
+	// OrphanBytes of UsedBytes, and OrphanInodes of UsedInodes, are those of files
+	// that were deleted and that a sandbox still has open; PendingBytes are in files
+	// that were deleted, until every sandbox has said that it does not have them open.
+	OrphanBytes, OrphanInodes, PendingBytes uint64
 	// Writers is how many sandboxes and programs may change it now.
 	Writers int
 	// Exact is false when UsedBytes may be too high, until the next walk, which
@@ -49,10 +49,23 @@ type VolumeUsage struct {
 	Quiet bool
 }
 
-// Matches reports whether a walk found what was counted, as far as it can tell.
-// Nothing matches what was not counted.
+// Matches reports whether a walk found what was counted, bytes and inodes, as far
+// as it can tell: no more than that where only a bound is known. Nothing matches
+// what was not counted.
 func (u *VolumeUsage) Matches() bool {
-	return u.FoundBytes == nil || !u.Uncounted && (!u.Quiet || *u.FoundBytes+u.OrphanBytes == u.UsedBytes)
+	if u.FoundBytes == nil || u.FoundInodes == nil {
+		return true
+	}
+	bytes, inodes := *u.FoundBytes+u.OrphanBytes, *u.FoundInodes+u.OrphanInodes
+	switch {
+	case u.Uncounted:
+		return false
+	case !u.Quiet:
+		return true
+	case !u.Exact:
+		return bytes <= u.UsedBytes && inodes <= u.UsedInodes
+	}
+	return bytes == u.UsedBytes && inodes == u.UsedInodes
 }
 
 // Usage returns what the volume holds and may hold. Of a directory volume it
@@ -141,8 +154,9 @@ func publicUsage(c *volstore.Counted) *VolumeUsage {
 	u := &VolumeUsage{
 		UsedBytes: uint64(s.Used.Bytes), UsedInodes: uint64(s.Used.Inodes),
 		LimitBytes: orNil(uint64(s.Limits.Bytes)), LimitInodes: orNil(uint64(s.Limits.Inodes)),
-		OrphanBytes: uint64(max(s.Orphans.Bytes, 0)), PendingBytes: uint64(max(s.Pending.Bytes, 0)),
-		Writers: s.Writers, Exact: !s.Unsettled, Uncounted: s.Uncounted, Damaged: c.Damaged, Quiet: c.Exact,
+		OrphanBytes: uint64(max(s.Orphans.Bytes, 0)), OrphanInodes: uint64(max(s.Orphans.Inodes, 0)),
+		PendingBytes: uint64(max(s.Pending.Bytes, 0)),
+		Writers:      s.Writers, Exact: !s.Unsettled, Uncounted: s.Uncounted, Damaged: c.Damaged, Quiet: c.Exact,
 	}
 	if c.Allocated >= 0 {
 		allocated, bytes, inodes := uint64(c.Allocated), uint64(max(c.Found.Bytes, 0)), uint64(max(c.Found.Inodes, 0))

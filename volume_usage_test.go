@@ -141,3 +141,33 @@ func TestUncountedUsage(t *testing.T) {
 		})
 	}
 }
+
+// TestUsageMatches: bytes and inodes must be what was counted, or no more than the
+// bound that is known.
+func TestUsageMatches(t *testing.T) {
+	number := func(n uint64) *uint64 { return &n }
+	exact := VolumeUsage{UsedBytes: 8192, UsedInodes: 2, FoundBytes: number(4096), FoundInodes: number(1), OrphanBytes: 4096, OrphanInodes: 1, Exact: true, Quiet: true}
+	tests := map[string]struct {
+		change func(*VolumeUsage)
+		want   bool
+	}{
+		"as counted":           {func(*VolumeUsage) {}, true},
+		"more bytes":           {func(u *VolumeUsage) { u.FoundBytes = number(8192) }, false},
+		"fewer bytes":          {func(u *VolumeUsage) { u.FoundBytes = number(0) }, false},
+		"more files":           {func(u *VolumeUsage) { u.FoundInodes = number(2) }, false},
+		"fewer files":          {func(u *VolumeUsage) { u.FoundInodes = number(0) }, false},
+		"changed meanwhile":    {func(u *VolumeUsage) { u.FoundInodes, u.Quiet = number(7), false }, true},
+		"below the bound":      {func(u *VolumeUsage) { u.FoundBytes, u.Exact = number(0), false }, true},
+		"bytes over the bound": {func(u *VolumeUsage) { u.FoundBytes, u.Exact = number(8192), false }, false},
+		"files over the bound": {func(u *VolumeUsage) { u.FoundInodes, u.Exact = number(3), false }, false},
+		"not counted":          {func(u *VolumeUsage) { u.Uncounted = true }, false},
+		"not walked":           {func(u *VolumeUsage) { u.FoundBytes, u.FoundInodes = nil, nil }, true},
+	}
+	for name, tt := range tests {
+		u := exact
+		tt.change(&u)
+		if got := u.Matches(); got != tt.want {
+			t.Errorf("%s: %v, want %v", name, got, tt.want)
+		}
+	}
+}

@@ -207,7 +207,7 @@ func TestParseMiB(t *testing.T) {
 		}
 	}
 	for _, text := range []string{"", "G", "M", "1K", "1T", "1GiB", "1MB", "-1", "+1", "1.5", "1.5M", ".5G", "1.G", "1.5.5G", "1e3", "0x10", " 1", "1 ",
-		"4294967296", "4194304G", "1_000", "١", strings.Repeat("9", 41), "1/2", "1/2G"} {
+		"4294967296", "4194304G", "0.0009G", "1_000", "١", strings.Repeat("9", 41), "1/2", "1/2G"} {
 		if got, err := parseMiB(text); err == nil {
 			t.Errorf("parseMiB(%q) = %d, want an error", text, got)
 		}

@@ -28,7 +28,8 @@ func (d *durationFlag) Set(s string) error {
 
 // parseMiB parses a size on the command line into whole mebibytes: a bare
 // number is MiB, "512M" too, "1G" and "1.5G" are gibibytes. Less than a MiB of a
-// fraction is cut off. Other units are refused, for 1K could mean much.
+// fraction is cut off, unless nothing would be left: 0 often means no limit. Other
+// units are refused, for 1K could mean much.
 func parseMiB(text string) (uint32, error) {
 	number, unit := text, uint64(1)
 	fraction := false
@@ -47,6 +48,9 @@ func parseMiB(text string) (uint32, error) {
 	}
 	r.Mul(r, new(big.Rat).SetUint64(unit))
 	mib := new(big.Int).Quo(r.Num(), r.Denom())
+	if mib.Sign() == 0 && r.Sign() != 0 {
+		return 0, fmt.Errorf("size %q is less than 1 MiB", text)
+	}
 	if !mib.IsUint64() || mib.Uint64() > math.MaxUint32 {
 		return 0, fmt.Errorf("size %q is too large: at most %d MiB", text, uint32(math.MaxUint32))
 	}

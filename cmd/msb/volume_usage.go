@@ -34,6 +34,7 @@ type usageJSON struct {
 	Matches        bool    `json:"matches"`
 	Name           string  `json:"name"`
 	OrphanBytes    uint64  `json:"orphan_bytes"`
+	OrphanInodes   uint64  `json:"orphan_inodes"`
 	PendingBytes   uint64  `json:"pending_bytes"`
 	UsedBytes      uint64  `json:"used_bytes"`
 	UsedInodes     uint64  `json:"used_inodes"`
@@ -150,9 +151,10 @@ func usageDiffers(name string, u *microsandbox.VolumeUsage) error {
 		return &microsandbox.Error{Kind: microsandbox.ErrFilesystem, Message: missingCount(name, u), Hint: hintRescan(name)}
 	}
 	return &microsandbox.Error{
-		Kind:    microsandbox.ErrFilesystem,
-		Message: fmt.Sprintf("volume %q is counted as %d bytes, and %d were found", name, u.UsedBytes, *u.FoundBytes),
-		Hint:    fmt.Sprintf("if a program wrote to its directory itself: msb volume usage %s --rescan", name),
+		Kind: microsandbox.ErrFilesystem,
+		Message: fmt.Sprintf("volume %q is counted as %d bytes, %d files; found were %d bytes, %d files",
+			name, u.UsedBytes, u.UsedInodes, *u.FoundBytes+u.OrphanBytes, *u.FoundInodes+u.OrphanInodes),
+		Hint: fmt.Sprintf("if a program wrote to its directory itself: msb volume usage %s --rescan", name),
 	}
 }
 
@@ -160,7 +162,7 @@ func describeUsage(h *microsandbox.VolumeHandle, u *microsandbox.VolumeUsage) us
 	return usageJSON{
 		AllocatedBytes: u.AllocatedBytes, Counted: !u.Uncounted, Exact: u.Exact, FoundBytes: u.FoundBytes, FoundInodes: u.FoundInodes,
 		Kind: string(h.Kind()), LimitBytes: u.LimitBytes, LimitInodes: u.LimitInodes, Matches: u.Matches(), Name: h.Name(),
-		OrphanBytes: u.OrphanBytes, PendingBytes: u.PendingBytes, UsedBytes: u.UsedBytes, UsedInodes: u.UsedInodes, Writers: u.Writers,
+		OrphanBytes: u.OrphanBytes, OrphanInodes: u.OrphanInodes, PendingBytes: u.PendingBytes, UsedBytes: u.UsedBytes, UsedInodes: u.UsedInodes, Writers: u.Writers,
 	}
 }
 
@@ -186,7 +188,7 @@ func (u *usageJSON) state(verified bool) string {
 	case !u.Counted:
 		return "not counted"
 	case !u.Matches:
-		return "found " + formatBytes(*u.FoundBytes)
+		return fmt.Sprintf("found %s, %d", formatBytes(*u.FoundBytes+u.OrphanBytes), *u.FoundInodes+u.OrphanInodes)
 	case !u.Exact:
 		return "at most"
 	case verified:
@@ -246,7 +248,7 @@ func parseLimits(size []string, inodes string) (l microsandbox.VolumeLimits, err
 				return l, usagef("%v, or none", err)
 			}
 			if quota == 0 {
-				return l, usagef(`a quota of 0 would keep everything out; for no limit say "none"`)
+				return l, usagef(`0 is not a quota; for no limit say "none"`)
 			}
 		}
 		l.QuotaMiB = &quota
