@@ -215,7 +215,7 @@ func (t *nodeTable) forget(id, lookups uint64) bool {
 // graceTicks is how many polls a node is kept after the guest looked it up. ESTALE
 // makes the guest's kernel look once more and open what it finds, but no third time:
 // a file that is replaced again and again must be there long enough for that.
-const graceTicks = 3
+const graceTicks = 5
 
 // retire takes out an inode that nobody uses but the caller, who holds it; then the
 // table's reference is the caller's too. The guest may still remember its node id,
