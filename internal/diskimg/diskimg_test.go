@@ -62,12 +62,14 @@ func TestFormatExt4Mounts(t *testing.T) {
 	for _, size := range []int64{MinSizeMiB * mib, 129*mib + 512, 100 << 30} {
 		dir := t.TempDir()
 		path, at := filepath.Join(dir, "disk.raw"), filepath.Join(dir, "mnt")
-		if err := errors.Join(FormatExt4(t.Context(), path, size, FormatOptions{}), os.Mkdir(at, 0o700)); err != nil {
+		opt := FormatOptions{Templates: filepath.Join(dir, "templates")}
+		err := FormatExt4(t.Context(), filepath.Join(dir, "first"), size, opt) // leaves the template
+		if err := errors.Join(err, FormatExt4(t.Context(), path, size, opt), os.Mkdir(at, 0o700)); err != nil {
 			t.Fatal(err)
 		}
 		prereq.LoopMount(t, path, at, "rw")
 		content := make([]byte, 800<<10)
-		err := os.WriteFile(filepath.Join(at, "file"), content, 0o600)
+		err = os.WriteFile(filepath.Join(at, "file"), content, 0o600)
 		if err := errors.Join(err, unix.Unmount(at, 0)); err != nil {
 			t.Errorf("%d bytes: %v", size, err)
 		}

@@ -27,6 +27,9 @@ const MinSizeMiB = 2
 type FormatOptions struct {
 	UUID  string // canonical text form
 	Label string // at most 16 bytes
+	// Templates is a private directory, made when it is missing, in which what
+	// mkfs.ext4 makes is kept for the next image of that size; "" for none.
+	Templates string
 }
 
 // FormatExt4 makes a new sparse file of exactly sizeBytes with an empty ext4
@@ -37,39 +40,75 @@ type FormatOptions struct {
 // Errors: InvalidConfig for a size too small; UnsupportedOperation without
 // mkfs.ext4 (package e2fsprogs); Cancelled; IO.
 func FormatExt4(ctx context.Context, path string, sizeBytes int64, opt FormatOptions) error {
+	f, err := CreateExt4(ctx, path, sizeBytes, opt)
+	if err != nil {
+		return err
+	}
+	if err := Sync(f); err != nil {
+		return errors.Join(err, os.Remove(path))
+	}
+	return nil
+}
+
+// CreateExt4 is FormatExt4 without the sync: the caller does that with [Sync].
+// A kill may leave a second file, whose name begins with path, too.
+func CreateExt4(ctx context.Context, path string, sizeBytes int64, opt FormatOptions) (*os.File, error) {
 	if sizeBytes < MinSizeMiB*mib {
-		return errdefs.New(errdefs.InvalidConfig, "a disk of %d bytes is too small for a file system: the smallest has %d MiB", sizeBytes, MinSizeMiB)
+		return nil, errdefs.New(errdefs.InvalidConfig, "a disk of %d bytes is too small for a file system: the smallest has %d MiB", sizeBytes, MinSizeMiB)
 	}
 	mkfs, err := findTool("mkfs.ext4")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if opt.UUID == "" {
 		opt.UUID = randomUUID()
 	}
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return errdefs.Wrap(errdefs.IO, err, "make the disk image")
+		return nil, errdefs.Wrap(errdefs.IO, err, "make the disk image")
 	}
-	defer f.Close()
 	if err := fill(ctx, f, mkfs, sizeBytes, opt); err != nil {
-		return errors.Join(err, os.Remove(path))
+		return nil, errors.Join(err, f.Close(), os.Remove(path))
+	}
+	return f, nil
+}
+
+// Sync syncs and closes a new image.
+func Sync(f *os.File) error {
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return errdefs.Wrap(errdefs.IO, err, "sync the disk image")
 	}
 	return nil
 }
 
 func fill(ctx context.Context, f *os.File, mkfs string, sizeBytes int64, opt FormatOptions) error {
+	if err := ctx.Err(); err != nil {
+		return errdefs.Wrap(errdefs.Cancelled, err, "format the disk")
+	}
 	if err := f.Truncate(sizeBytes); err != nil {
 		if errors.Is(err, unix.EFBIG) {
 			return errdefs.Wrap(errdefs.InvalidConfig, err, "a disk of %d MiB is larger than a file may be in %s", sizeBytes/mib, f.Name())
 		}
 		return errdefs.Wrap(errdefs.IO, err, "size the disk image")
 	}
-	if err := runMkfs(ctx, mkfs, f.Name(), sizeBytes, opt); err != nil {
+	t := templateFor(mkfs, sizeBytes, opt)
+	if t == nil {
+		return runMkfs(ctx, mkfs, f.Name(), sizeBytes, opt)
+	}
+	extents, unusable := t.load()
+	if image, err := instance(extents, opt.UUID); err == nil {
+		if err := writeExtents(f, image, sizeBytes); err != nil {
+			return errdefs.Wrap(errdefs.IO, err, "format the disk image")
+		}
+		return nil
+	}
+	if err := runMkfs(ctx, mkfs, f.Name(), sizeBytes, opt); err != nil || unusable == nil {
 		return err
 	}
-	if err := f.Sync(); err != nil {
-		return errdefs.Wrap(errdefs.IO, err, "sync the disk image")
+	scratch := f.Name() + ".template"
+	_ = t.learn(ctx, f, scratch, mkfs, opt) // the next image is made without, then
+	if err := os.Remove(scratch); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return errdefs.Wrap(errdefs.IO, err, "format the disk image")
 	}
 	return nil
 }
@@ -150,7 +189,7 @@ func findTool(name string) (string, error) {
 		WithHint("install the package e2fsprogs")
 }
 
-// run runs a tool of e2fsprogs to its end. It is killed when ctx ends or this
+// run extents a tool of e2fsprogs to its end. It is killed when ctx ends or this
 // process dies. The kernel sends the death signal when the *thread* that
 // started the child ends, so this goroutine keeps its thread until then.
 func run(ctx context.Context, tool string, args []string) error {
@@ -186,5 +225,5 @@ func randomUUID() string {
 	_, _ = rand.Read(b[:]) // never fails
 	b[6] = b[6]&0x0f | 0x40
 	b[8] = b[8]&0x3f | 0x80
-	return fmt.Sprintf("%x-%x-%x-%x-%x", b[0:4], b[4:6], b[6:8], b[8:10], b[10:])
+	return formatUUID(b)
 }

@@ -111,6 +111,9 @@ func (d Dir) Binds() string { return d.join("binds") }
 // DiskFile is the image of a disk volume inside its data directory.
 const DiskFile = "disk.raw"
 
+// Templates holds what mkfs.ext4 makes, by size, for the next disk of that size.
+func (d Dir) Templates() string { return d.join("templates") }
+
 // Images holds blobs and root file systems by digest.
 func (d Dir) Images() string { return d.join("images") }
 
