@@ -246,6 +246,7 @@ var overture = []step{
 	{kind: "write", name: "e", path: "d/e/g", size: 1, durable: true},
 	{kind: "delete", name: "c", path: "d/e/g"},
 	{kind: "remove", name: "a", command: true},
+	{kind: "create-disk", name: "a", command: true}, // from what the first left
 	{kind: "label", name: "e", command: true},
 	{kind: "write", name: "e", path: "d/e/g", size: 5 << 20},
 	{kind: "prune", to: "odd"},

@@ -106,7 +106,8 @@ var plants = map[string]struct {
 }{
 	"data of a file":    {"ext4", 8, plant{"internal/volumefs/temp.go", "return unix.Fdatasync(t.fd())", "return nil"}},
 	"name of a file":    {"ext4", 8, plant{"internal/volumefs/dirs.go", "return unix.Fsync(fd)", "return nil"}},
-	"staging":           {"ext4", 8, plant{"internal/volstore/create.go", "synced := begin(syncNote, st.file.Sync, syncStagings)", "synced := begin(func() error { _, _ = syncNote, syncStagings; return nil })"}},
+	"staging":           {"ext4", 8, plant{"internal/volstore/create.go", "synced := begin(syncNote, st.file.Sync, syncStagings, st.syncImage)", "synced := begin(func() error { _, _ = syncNote, syncStagings; return nil }, st.syncImage)"}},
+	"disk image":        {"ext4", 22, plant{"internal/volstore/create.go", "begin(syncNote, st.file.Sync, syncStagings, st.syncImage)", "begin(syncNote, st.file.Sync, syncStagings)"}},
 	"records":           {"ext4", 8, plant{"internal/records/open.go", "synchronous(FULL)", "synchronous(OFF)"}},
 	"records' files":    {"ext4", 8, plant{"internal/records/vfs.go", "err := unix.Fdatasync(int(f.Fh))", "err := error(nil)"}},
 	"store":             {"btrfs", 30, plant{"internal/volstore/files.go", "return errors.Join(f.Sync(), f.Close())", "return f.Close()"}},
@@ -120,7 +121,7 @@ func TestPowerCutFindsAMissingSync(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c := guestConfig{fs: bug.fs, seed: 1, steps: bug.steps, bug: &bug.plant}
 			r := record(t, c)
-			bad, judged := judgeCuts(t, r, job{FS: c.fs, Seed: c.seed, Steps: c.steps, Stop: 1, Cuts: writelog.FlushCuts(r.log)})
+			bad, judged := judgeCuts(t, r, job{FS: c.fs, Seed: c.seed, Steps: c.steps, Fsck: tool(t, "e2fsck"), Stop: 1, Cuts: writelog.FlushCuts(r.log)})
 			if len(bad) == 0 {
 				t.Fatalf("%d cuts judged, nothing found", judged)
 			}

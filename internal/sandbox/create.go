@@ -214,7 +214,8 @@ func (l *launch) provision(ctx context.Context) error {
 // empty until something is written.
 func (l *launch) format(ctx context.Context) error {
 	path := filepath.Join(l.st.h.Sandbox(l.spec.Name), supervisor.UpperFile)
-	return diskimg.FormatExt4(ctx, path, l.cfg.UpperMiB<<20, diskimg.FormatOptions{Label: "msb-upper"})
+	options := diskimg.FormatOptions{Label: "msb-upper", Templates: l.st.h.Templates()}
+	return diskimg.FormatExt4(ctx, path, l.cfg.UpperMiB<<20, options)
 }
 
 // store makes the record's definition complete.

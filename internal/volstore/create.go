@@ -89,6 +89,7 @@ type staging struct {
 	path   string
 	file   *os.File
 	record records.Volume
+	image  *os.File     // of a disk volume, open until it is synced
 	adopt  bool         // the data is at its place already
 	sealed func() error // waits for what seal has begun; nil before
 	done   bool         // published: nothing to drop
@@ -180,26 +181,35 @@ func (s *Store) setMaking(id string, making bool) {
 }
 
 // makeData makes the data directory and, for a disk volume, the image.
-func (st *staging) makeData(ctx context.Context) error {
+func (st *staging) makeData(ctx context.Context) (err error) {
 	data := filepath.Join(st.path, dataName)
 	if err := os.Mkdir(data, 0o700); err != nil {
 		return err
 	}
 	if st.record.Kind == KindDisk {
 		image := filepath.Join(data, home.DiskFile)
-		if err := diskimg.FormatExt4(ctx, image, st.record.CapacityBytes, diskimg.FormatOptions{}); err != nil {
+		options := diskimg.FormatOptions{Templates: st.s.home.Templates()}
+		if st.image, err = diskimg.CreateExt4(ctx, image, st.record.CapacityBytes, options); err != nil {
 			return err
 		}
 		if err := touch(filepath.Join(st.path, cleanName)); err != nil {
 			return err
 		}
-		if err := syncDir(data); err != nil { // an empty directory has nothing of its own to sync
-			return err
-		}
 	}
-	var err error
 	st.record.Identity, _, err = identityAt(data)
 	return err
+}
+
+// syncImage makes the image of a disk volume durable. An empty directory has
+// nothing of its own to sync.
+func (st *staging) syncImage() error {
+	if st.image == nil {
+		return nil
+	}
+	image := st.image
+	st.image = nil
+	synced := begin(func() error { return diskimg.Sync(image) })
+	return errors.Join(syncDir(filepath.Join(st.path, dataName)), synced())
 }
 
 // seal begins to furnish the staging directory and to make it durable: it may
@@ -219,7 +229,7 @@ func (st *staging) seal(sp *Spec) {
 		}
 		syncNote := func() error { return errors.Join(note.Sync(), note.Close()) }
 		syncStagings := func() error { return syncDir(st.s.home.Staging()) }
-		synced := begin(syncNote, st.file.Sync, syncStagings)
+		synced := begin(syncNote, st.file.Sync, syncStagings, st.syncImage)
 		err = makeAlive(st.path)
 		if sp != nil {
 			err = errors.Join(err, st.makeLedger(sp))
@@ -233,6 +243,9 @@ func (st *staging) seal(sp *Spec) {
 func (st *staging) drop() {
 	if st.sealed != nil {
 		_ = st.sealed()
+	}
+	if st.image != nil {
+		_ = st.image.Close()
 	}
 	if !st.done {
 		_ = os.Remove(filepath.Join(st.path, noteName))

@@ -26,12 +26,13 @@
 // # What is synced, and why
 //
 // Creating waits for the disk as often as its commit does, four times, and for
-// what takes longer beside it. A disk volume's image and its directory come first.
+// what takes longer beside it.
 //
 //   - SQLite's journal, its header, and the database: then the change is on the
 //     disk, and undone by whoever finds the journal. At the same time volume.json,
 //     .staging/ID and .staging: a name that a power cut leaves in volumes/ must
-//     find its note, or it would be a stranger's, and a record its data.
+//     find its note, or it would be a stranger's, and a record its data. And the
+//     image of a disk volume, with its directory.
 //   - The end of the journal, which commits; and after the rename, at the same
 //     time, volumes/. Neither needs the other: data without a record has its
 //     note, and a record whose data is not at its name finds it in .staging/ID.

@@ -3,10 +3,13 @@ package volstore
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
+	"github.com/microsandbox-go/microsandbox/internal/diskimg"
 	"github.com/microsandbox-go/microsandbox/internal/home"
 	"github.com/microsandbox-go/microsandbox/internal/storetest"
 )
@@ -15,6 +18,7 @@ import (
 type scenario struct {
 	name  string
 	disk  bool // needs mkfs.ext4
+	fresh bool // there is no template of a disk yet
 	setup func(t testing.TB, s *Store, h home.Dir)
 	op    string
 	// stranger tells that volumes/a is a stranger's until it is adopted.
@@ -52,6 +56,7 @@ func scenarios() []scenario {
 	return []scenario{
 		{name: "create", op: "create a"},
 		{name: "create disk", disk: true, op: "create-disk a"},
+		{name: "create first disk", disk: true, fresh: true, op: "create-disk a"},
 		{name: "remove", setup: made, op: "remove a"},
 		{name: "remove disk", disk: true, setup: madeDisk, op: "remove a"},
 		{name: "prune", setup: made, op: "prune k v"},
@@ -112,6 +117,9 @@ func (sc scenario) prepared(t testing.TB) home.Dir {
 	h := home.Dir(filepath.Join(storetest.Memory(t), "home"))
 	s := New(h)
 	writeMarker(t, mustCreate(t, s, Spec{Name: "bystander"}).Path)
+	if sc.disk && !sc.fresh {
+		placeTemplate(t, h)
+	}
 	if sc.setup != nil {
 		sc.setup(t, s, h)
 	}
@@ -120,6 +128,40 @@ func (sc scenario) prepared(t testing.TB) home.Dir {
 	}
 	return h
 }
+
+// placeTemplate gives a home the template of a disk of 4 MiB.
+func placeTemplate(t testing.TB, h home.Dir) {
+	t.Helper()
+	template, err := diskTemplate()
+	if err == nil {
+		err = os.MkdirAll(h.Templates(), 0o700)
+	}
+	for name, content := range template {
+		err = errors.Join(err, os.WriteFile(filepath.Join(h.Templates(), name), content, 0o600))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// diskTemplate makes it once.
+var diskTemplate = sync.OnceValues(func() (map[string][]byte, error) {
+	dir, err := os.MkdirTemp("", "template")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	opt := diskimg.FormatOptions{Templates: filepath.Join(dir, "templates")}
+	if err := diskimg.FormatExt4(context.Background(), filepath.Join(dir, "image"), 4*mib, opt); err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(opt.Templates)
+	if err != nil || len(entries) != 1 {
+		return nil, fmt.Errorf("templates %v, %w", entries, err)
+	}
+	content, err := os.ReadFile(filepath.Join(opt.Templates, entries[0].Name()))
+	return map[string][]byte{entries[0].Name(): content}, err
+})
 
 // discard deletes a prepared home.
 func discard(h home.Dir) { _ = os.RemoveAll(filepath.Dir(string(h))) }
