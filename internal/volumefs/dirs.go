@@ -50,6 +50,9 @@ type madeDirs struct {
 // meanwhile, and returns the chain. On failure it takes back what it made.
 func (f *FS) makeDirs(dir int, names []string) (*madeDirs, error) {
 	m := &madeDirs{fs: f, names: names}
+	if len(names) > 0 {
+		f.freed()
+	}
 	start, err := unix.FcntlInt(uintptr(dir), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return nil, err

@@ -135,7 +135,51 @@ func fullDisk(dir string) error {
 	if err := f.Write(ctx, "f", make([]byte, 1<<20), WriteOptions{}); err != nil {
 		return err
 	}
+	if err := justEnough(f, filler); err != nil {
+		return err
+	}
 	return underPressure(f, filler)
+}
+
+// justEnough replaces a file again and again where there is room for one more of
+// its size: what a replaced file gives back while its writer goes on is there for
+// the next.
+func justEnough(f *FS, filler string) error {
+	const size = 512 << 10
+	data := make([]byte, size)
+	if err := f.Write(ctx, "f", data, WriteOptions{}); err != nil {
+		return err
+	}
+	if err := fill(filler); err != nil {
+		return err
+	}
+	fi, err := os.Stat(filler)
+	if err == nil {
+		err = os.Truncate(filler, fi.Size()-size-size/2)
+	}
+	if err != nil {
+		return err
+	}
+	ways := []func() error{
+		func() error { return f.Write(ctx, "f", data, WriteOptions{}) },
+		func() error { return f.Write(ctx, "f", data, WriteOptions{}) },
+		func() error { return f.Copy(ctx, "f", "f2", WriteOptions{}) },
+		func() error { return f.Remove(ctx, "f2") },
+		func() error {
+			w, err := f.OpenWrite(ctx, "f", WriteOptions{})
+			if err == nil {
+				_, err = w.Write(data)
+				err = errors.Join(err, w.Close())
+			}
+			return err
+		},
+	}
+	for i := range 200 {
+		if err := ways[i%len(ways)](); err != nil {
+			return fmt.Errorf("step %d with room for one more: %w", i, err)
+		}
+	}
+	return os.Remove(filler)
 }
 
 // mustNotFit writes in every way to a full disk: nothing fits, nothing changes.

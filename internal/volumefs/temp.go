@@ -3,6 +3,7 @@ package volumefs
 import (
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"os"
 	"strconv"
 	"strings"
@@ -192,6 +193,41 @@ func (f *FS) reapScratch() {
 			_ = unix.Unlinkat(fd, name, 0)
 		}
 	}
+}
+
+// smallFile is how large a replaced file may be whose space is given back while
+// its writer goes on, in bytes.
+const smallFile = 1 << 20
+
+// closeLater closes the last descriptor of a replaced file beside what comes next:
+// that frees its inode and its space, for which some file systems wait for the
+// disk. One file at a time: with another on its way it is false.
+func (f *FS) closeLater(fd int) bool {
+	f.closedLater.Store(true)
+	if !f.closing.TryLock() {
+		return false
+	}
+	go func() {
+		defer f.closing.Unlock()
+		_ = unix.Close(fd)
+	}()
+	return true
+}
+
+// freed waits until closeLater is through and reports whether it has given back
+// anything since the last time.
+func (f *FS) freed() bool {
+	if !f.closedLater.Swap(false) {
+		return false
+	}
+	f.closing.Lock()
+	defer f.closing.Unlock()
+	return true
+}
+
+// noRoom reports whether a file system was full.
+func noRoom(err error) bool {
+	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
 }
 
 // renameat is unix.Renameat, repeated after a signal.

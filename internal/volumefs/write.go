@@ -35,7 +35,8 @@ type WriteOptions struct {
 // security.capability are dropped; other names of the old file, and who has it
 // open, keep the old content. Last links are followed inside the volume; one
 // that leads to nothing gets a file made there. A path that ends with a slash is
-// refused.
+// refused. The space of a small file that was replaced is given back while the
+// caller goes on; what the caller does next with f has it.
 func (f *FS) Write(ctx context.Context, path string, data []byte, o WriteOptions) error {
 	rel, err := f.beginFile(ctx, "write", path)
 	if err != nil {
@@ -45,6 +46,14 @@ func (f *FS) Write(ctx context.Context, path string, data []byte, o WriteOptions
 }
 
 func (f *FS) write(rel string, data []byte, o WriteOptions) error {
+	err := f.tryWrite(rel, data, o)
+	if noRoom(err) && f.freed() {
+		return f.tryWrite(rel, data, o)
+	}
+	return err
+}
+
+func (f *FS) tryWrite(rel string, data []byte, o WriteOptions) error {
 	r, err := f.newReplacement(rel)
 	if err != nil {
 		return err
@@ -66,6 +75,7 @@ type replacement struct {
 	tmp   *temp
 	entry *change // the new file's charge, from before it has any content
 	size  int64   // that is charged
+	done  bool    // the file has its name
 }
 
 // newReplacement resolves a clean path and opens a temporary for it. Nothing in
@@ -141,6 +151,7 @@ func (r *replacement) place(dir int) error {
 	if err != nil {
 		return err
 	}
+	r.done = true
 	n.gone()
 	r.entry.add(charge)
 	if err := n.settle(); err != nil {
@@ -153,6 +164,9 @@ func (r *replacement) place(dir int) error {
 func (r *replacement) close() {
 	r.tmp.discard()
 	r.entry.close()
+	if r.done && r.to.exists() && r.to.st.Size <= smallFile && r.fs.closeLater(r.to.fd) {
+		r.to.fd = -1
+	}
 	r.to.close()
 }
 
@@ -221,6 +235,7 @@ func (f *FS) OpenWrite(ctx context.Context, path string, o WriteOptions) (*Write
 	if err != nil {
 		return nil, err
 	}
+	f.freed()
 	r, err := f.newReplacement(rel)
 	if err := f.end("write", path, err); err != nil {
 		if r != nil {
