@@ -143,19 +143,19 @@ func (b *bind) fetch(id records.Identity) error {
 // mend makes a damaged ledger anew, if nobody has it: what was added is found
 // again by a walk, where it is known what was there before.
 func (b *bind) mend(limits ledger.Limits) error {
-	f, err := os.OpenFile(b.paths.ledger, os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	f, _, err := b.open()
 	if err == nil {
-		defer f.Close()
-		_, err = ledger.Open(f)
+		return f.Close()
 	}
 	if !isDamage(err) {
 		return err
 	}
+	f, free, _ := lockLedger(b.paths.ledger)
 	if f != nil {
-		all := unix.Flock_t{Type: unix.F_WRLCK} // every writer holds a byte
-		if unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &all) != nil {
-			return errdefs.Wrap(errdefs.Filesystem, ledger.ErrDamaged, "directory %q", b.dir.Name()).WithHint("stop the sandboxes that mount it")
-		}
+		defer f.Close()
+	}
+	if f != nil && !free {
+		return errdefs.Wrap(errdefs.Filesystem, ledger.ErrDamaged, "directory %q", b.dir.Name()).WithHint("stop the sandboxes that mount it")
 	}
 	return b.make(limits, !b.note.Counted)
 }

@@ -155,6 +155,29 @@ func TestDamagedBindLedger(t *testing.T) {
 	})
 }
 
+// TestBindLedgerOfANewDirectory: a directory that gets the inode number of one that
+// is gone does not get its use.
+func TestBindLedgerOfANewDirectory(t *testing.T) {
+	s, _ := newStore(t)
+	d := newBoundDir(t, s)
+	w := d.mount(1)
+	if err := errors.Join(d.write(w, "new", 5000), w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	note, _ := d.files()
+	n, err := readBindNote(note)
+	if err != nil || n.Identity.BirthNS == 0 {
+		t.Skip("the file system knows no birth times: ", err)
+	}
+	n.Identity.BirthNS--
+	old := &bind{s: s, note: n}
+	old.paths.note = note
+	if err := old.save(); err != nil {
+		t.Fatal(err)
+	}
+	d.wantUsed(d.mount(1), 0, 0)
+}
+
 // TestBindLedgerAfterABoot: the device of a directory may have another number after
 // a boot; what was added is still known.
 func TestBindLedgerAfterABoot(t *testing.T) {

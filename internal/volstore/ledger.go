@@ -89,7 +89,7 @@ func (s *Store) openLedger(v *Volume) (*os.File, error) {
 }
 
 // findLedger opens the ledger, makes it if there is none, and makes it anew if it
-// is damaged and nobody has the volume.
+// is damaged and nobody has it.
 func (s *Store) findLedger(v *Volume) (*os.File, *ledger.Ledger, error) {
 	f, l, err := s.openFile(v, os.O_RDWR)
 	switch {
@@ -111,14 +111,40 @@ func (s *Store) findLedger(v *Volume) (*os.File, *ledger.Ledger, error) {
 	return f, l, err
 }
 
-// replaceLedger makes a damaged ledger anew, if nobody has the volume attached.
+// replaceLedger makes a damaged ledger anew, if nobody has it open to write: a
+// power cut soon after a volume was made may leave one of zeros. Where there is
+// something else in its place, nobody may have the volume attached.
 func (s *Store) replaceLedger(v *Volume) error {
-	held, err := s.lockUnattached(context.Background(), &v.Volume)
+	f, free, err := lockLedger(s.ledgerPath(v.ID))
+	if f == nil {
+		f, err = s.lockUnattached(context.Background(), &v.Volume)
+	} else if !free {
+		err = held("a sandbox or program has it open")
+	}
+	if f != nil {
+		defer unlock(f)
+	}
 	if err != nil {
 		return s.damaged(v, fmt.Errorf("%w, and %w", ledger.ErrDamaged, err))
 	}
-	defer unlock(held)
+	if again, _, err := s.openFile(v, os.O_RDONLY); err == nil {
+		return again.Close() // somebody was faster
+	}
 	return s.newLedger(v, true)
+}
+
+// lockLedger opens what should be a ledger, and keeps writers out as long as it is
+// open, if there is none: each has a byte of it locked. f is nil if it is no file.
+func lockLedger(path string) (f *os.File, free bool, err error) {
+	f, err = openFile(path, unix.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK)
+	if err != nil {
+		return nil, false, err
+	}
+	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
+		return nil, false, errors.Join(err, f.Close())
+	}
+	all := unix.Flock_t{Type: unix.F_WRLCK}
+	return f, unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &all) == nil, nil
 }
 
 // openFile opens a ledger of a volume. Errors: fs.ErrNotExist, that of damaged.
@@ -313,17 +339,22 @@ func (s *Store) SetCounter(fn func(h home.Dir, id string) error) { s.countElsewh
 // NewWriter returns a writer of a directory volume, for a program of the host.
 // Closing it closes its file. Errors: those of OpenLedger.
 func (s *Store) NewWriter(ctx context.Context, id string) (*ledger.Writer, error) {
-	f, err := s.OpenLedger(ctx, id)
+	v, err := s.GetByID(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	w, err := ledger.NewWriter(f, ledger.Options{})
+	f, err := s.openLedger(v)
 	if err != nil {
-		_ = f.Close()
+		return nil, s.wrap("open the ledger of", v.Name, err)
 	}
+	w, err := ledger.NewWriter(f, ledger.Options{})
+	if err == nil {
+		return w, nil
+	}
+	_ = f.Close()
 	var full *errdefs.Error
 	if errors.Is(err, unix.EBUSY) && errors.As(err, &full) {
-		_ = full.WithHint("end some of the sandboxes and programs that write to volume %s", id)
+		_ = full.WithHint("end some of the sandboxes and programs that write to the volume: msb volume inspect %s", v.Name)
 	}
-	return w, err
+	return nil, err
 }

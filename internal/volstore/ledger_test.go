@@ -61,7 +61,7 @@ var damages = map[string]func(path string) error{
 
 // TestDamagedLedger: a ledger that makes no sense, or is no file, hides what is
 // known and nothing else: what is there is found by a walk, whoever asks is told
-// what helps, and it helps, but never while somebody has the volume.
+// what helps, and it helps.
 func TestDamagedLedger(t *testing.T) {
 	for name, damage := range damages {
 		t.Run(name, func(t *testing.T) {
@@ -84,18 +84,6 @@ func TestDamagedLedger(t *testing.T) {
 					t.Errorf("%s: %+v, %v", what, c, err)
 				}
 			}
-			a, err := s.Attach(t.Context(), "v", Shared, Holder{Sandbox: "box", PID: os.Getpid()})
-			if err != nil {
-				t.Fatal(err)
-			}
-			_, err = s.Recount(t.Context(), v.ID)
-			wantDamage(t, err, "stop what uses it first")
-			if !errors.Is(err, errdefs.ErrVolumeInUse) {
-				t.Errorf("recount of an attached volume: %v", err)
-			}
-			if err := a.Close(); err != nil {
-				t.Fatal(err)
-			}
 			if c, err := s.Recount(t.Context(), v.ID); err != nil || !c.Exact || c.Found != found {
 				t.Errorf("recount: %+v, %v", c, err)
 			}
@@ -103,6 +91,76 @@ func TestDamagedLedger(t *testing.T) {
 				t.Errorf("state %+v", got)
 			}
 		})
+	}
+}
+
+// TestDamagedLedgerInUse: a ledger is not made anew under somebody who has it.
+func TestDamagedLedgerInUse(t *testing.T) {
+	s, _ := newStore(t)
+	v := mustCreate(t, s, Spec{Name: "v"})
+	growVolume(t, s, v, "f", 5000)
+	path := s.ledgerPath(v.ID)
+	refused := func(what string, err error) {
+		t.Helper()
+		wantDamage(t, err, "stop what uses it first")
+		if !errors.Is(err, errdefs.ErrVolumeInUse) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	w, err := s.NewWriter(t.Context(), v.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, make([]byte, 8192), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.Recount(t.Context(), v.ID)
+	refused("recount", err)
+	_, err = s.OpenLedger(t.Context(), v.ID)
+	refused("open", err)
+	_ = w.Close()
+
+	a, err := s.Attach(t.Context(), "v", Shared, Holder{Sandbox: "box", PID: os.Getpid()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Remove(path), os.Symlink("/dev/null", path)); err != nil { // who has it cannot be seen
+		t.Fatal(err)
+	}
+	_, err = s.Recount(t.Context(), v.ID)
+	refused("recount of an attached volume", err)
+
+	// A sandbox that starts after a power cut has the volume attached itself.
+	if err := errors.Join(os.Remove(path), os.WriteFile(path, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	f, err := s.OpenLedger(t.Context(), v.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(f.Close(), a.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if got := mustUsed(t, s, v); got != (ledger.State{Used: ledger.Delta{Bytes: 8192, Inodes: 1}}) {
+		t.Errorf("state %+v", got)
+	}
+}
+
+// TestAllPlacesTaken: who finds 64 writers is told what helps.
+func TestAllPlacesTaken(t *testing.T) {
+	s, _ := newStore(t)
+	v := mustCreate(t, s, Spec{Name: "v"})
+	for range ledger.MaxWriters {
+		w, err := s.NewWriter(t.Context(), v.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer w.Close()
+	}
+	_, err := s.NewWriter(t.Context(), v.ID)
+	var e *errdefs.Error
+	if !errors.Is(err, unix.EBUSY) || !errors.As(err, &e) || !strings.Contains(e.Hint, "msb volume inspect v") {
+		t.Errorf("%v, %+v", err, e)
 	}
 }
 
