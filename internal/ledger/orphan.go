@@ -170,6 +170,14 @@ func (w *Writer) collect() error {
 	return nil
 }
 
+// After a look at all open inodes that took longer than slowScan, the next one waits
+// for scanPause times as long: somebody who deletes a great deal costs others a tenth
+// of a processor.
+const (
+	slowScan  = 5 * time.Millisecond
+	scanPause = 9
+)
+
 // answer looks for orphans that are open here, if others ask, and says that it
 // has looked. w.page is fresh before and after. mu is held.
 func (w *Writer) answer() error {
@@ -188,11 +196,12 @@ func (w *Writer) answer() error {
 		s := &w.page.slots[i]
 		asked = asked || i != w.slot && s.pending != (Delta{}) && s.pendAt >= w.me.ackAt
 	}
-	if !asked {
+	if !asked || w.scanTook > slowScan && time.Since(w.scanned) < scanPause*w.scanTook {
 		return nil
 	}
 	at := now()
 	looked := w.scan()
+	w.scanned, w.scanTook = time.Now(), time.Duration(now()-at)
 	if err := w.read(); err != nil {
 		return err
 	}

@@ -69,6 +69,8 @@ type Writer struct {
 	since    uint64               // operations since the last Poll
 	orphans  map[uint64]Delta     // without a name, open here, counted by this slot
 	others   map[uint64]Delta     // the same, counted by another server
+	scanned  time.Time            // when the last look at the orphans ended
+	scanTook time.Duration        // how long it took
 	hindered time.Time            // since when no look at the orphans saw all; zero: the last one did
 	later    Delta                // deleted, not yet pending in the file
 	waited   time.Time            // when space was last waited for
