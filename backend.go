@@ -80,12 +80,13 @@ func NewLocalBackend(homeDir string) (*LocalBackend, error) {
 }
 
 // SetReaper makes start be called when there is a large removed volume to
-// delete: it should start a process that outlives this one and runs `msb
-// reap-trash` on the home, and return. Without it a goroutine deletes the files,
-// and what it does not get done before the program ends is left for the next
-// call that changes volumes. Call it before the backend is used.
-func (b *LocalBackend) SetReaper(start func(home string) error) {
-	b.store.SetReaper(func(h home.Dir) error { return start(string(h)) })
+// delete, or is about to be: it should start a process that outlives this one and
+// runs `msb reap-trash` on the home once begin is called or this process has
+// ended, and return. Without it a goroutine deletes the files, and what it does
+// not get done before the program ends is left for the next call that changes
+// volumes. Call it before the backend is used.
+func (b *LocalBackend) SetReaper(start func(home string) (begin func(), err error)) {
+	b.store.SetReaper(func(h home.Dir) (func(), error) { return start(string(h)) })
 }
 
 // Close releases what the backend holds open. It is for programs that use many

@@ -21,7 +21,8 @@
 // .state/ID. Removing goes the other way: the record is replaced by a tombstone
 // with the identity in one transaction, .state/ID becomes .trash/ID, the data
 // goes to .trash/ID/data, the name is free, and the tree is deleted: a small one
-// at once, a large one in the background, as is the bookkeeping of an empty one.
+// at once, a large one in the background, as are the bookkeeping of an empty one
+// and the image of a disk.
 //
 // # What is synced, and why
 //

@@ -19,7 +19,7 @@ func TestHomeIsDescribed(t *testing.T) {
 	h := home.Dir(filepath.Join(t.TempDir(), "home"))
 	s := New(h)
 	defer s.Close()
-	s.SetReaper(func(home.Dir) error { return nil })
+	s.SetReaper(func(home.Dir) (func(), error) { return func() {}, nil })
 	mustCreate(t, s, Spec{Name: "dir", Inodes: 5000})
 	mustCreate(t, s, Spec{Name: "disk", Kind: KindDisk, SizeMiB: 4})
 	if _, err := s.Rename(t.Context(), "dir", "renamed"); err != nil {

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/microsandbox-go/microsandbox/internal/failpoint"
+	"github.com/microsandbox-go/microsandbox/internal/records"
 )
 
 var pointReaped = failpoint.New("volstore.remove.reaped") // the tree is deleted
@@ -32,6 +33,35 @@ func (s *Store) reapOne(id string) {
 	} else if err := reapLocked(lock, path, reapAtOnce); errors.Is(err, errBudget) {
 		s.reapInBackground()
 	}
+}
+
+// readyReaper starts the reaper while the removal of a disk volume waits for its
+// commit: a file system frees the extents of an image one by one, and one that
+// was in use may have any number of them. reap deletes the volume, once that is
+// in the trash, or leaves it to the reaper, which begins with release. In one
+// process this is for the first disk only: who removes many does not start a
+// process for each.
+func (s *Store) readyReaper(r *records.Volume) (reap, release func()) {
+	inTurn := func() { s.reapOne(r.ID) }
+	if r.Kind != KindDisk || s.reapElsewhere == nil || s.reaped.Swap(true) {
+		return inTurn, func() {}
+	}
+	var letGo func()
+	started := begin(func() (err error) {
+		letGo, err = s.reapElsewhere(s.home)
+		return err
+	})
+	reap = func() {
+		if started() != nil {
+			inTurn()
+		}
+	}
+	release = func() {
+		if started() == nil {
+			letGo()
+		}
+	}
+	return reap, release
 }
 
 // reapLeftovers deletes what earlier processes left in the trash.
@@ -78,7 +108,8 @@ func reapLocked(lock *os.File, path string, budget int) error {
 
 func (s *Store) reapInBackground() {
 	if s.reapElsewhere != nil {
-		if s.reapElsewhere(s.home) == nil {
+		if begin, err := s.reapElsewhere(s.home); err == nil {
+			begin()
 			return
 		}
 	}

@@ -25,8 +25,8 @@ var (
 )
 
 // Remove deletes the volume that has this name when the call begins, and its
-// data. The name can be used again when Remove returns; a large tree is deleted
-// in the background.
+// data. The name can be used again when Remove returns; a large tree, and a disk
+// where there is a reaper, are deleted in the background.
 //
 // After a crash the volume is there or gone. Errors: VolumeNotFound,
 // InvalidConfig with the cause ErrVolumeInUse while it is attached, Cancelled, IO.
@@ -175,6 +175,8 @@ func (s *Store) removeLocked(ctx context.Context, db *records.DB, r *records.Vol
 		return err
 	}
 	defer unlock(held)
+	reap, release := s.readyReaper(r)
+	defer release()
 	alive := filepath.Join(s.home.State(r.ID), aliveName)
 	if err := os.Remove(alive); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -196,7 +198,7 @@ func (s *Store) removeLocked(ctx context.Context, db *records.DB, r *records.Vol
 	if err := pointTrashed.Hit(); err != nil {
 		return err
 	}
-	s.reapOne(r.ID)
+	reap()
 	return nil
 }
 

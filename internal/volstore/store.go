@@ -3,6 +3,7 @@ package volstore
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	"github.com/microsandbox-go/microsandbox/internal/home"
@@ -22,7 +23,8 @@ type Store struct {
 	closed bool                  // guarded by mu
 
 	// reapElsewhere deletes large trees from the trash; nil: a goroutine here.
-	reapElsewhere func(h home.Dir) error
+	reapElsewhere Reaper
+	reaped        atomic.Bool // it was made ready ahead of a removal, see readyReaper
 	// countElsewhere counts large volumes; nil: a goroutine here.
 	countElsewhere func(h home.Dir, id string) error
 	check          Checker // nil: images that need it are refused
@@ -46,12 +48,15 @@ func New(h home.Dir) *Store {
 	return &Store{home: h, names: map[string]*nameMutex{}, making: map[string]bool{}}
 }
 
-// SetReaper makes large removed trees be deleted by fn, which should start a
-// detached, niced process that calls ReapTrash, and return. Without it a
-// goroutine of this process does it; what it does not get done before the
-// process ends is left for the next mutating command. Call it before the store
-// is used.
-func (s *Store) SetReaper(fn func(h home.Dir) error) { s.reapElsewhere = fn }
+// Reaper starts a detached, niced process that calls ReapTrash once begin is
+// called or this process has ended, and returns.
+type Reaper func(h home.Dir) (begin func(), err error)
+
+// SetReaper makes large removed trees be deleted by processes that start starts.
+// Without it a goroutine of this process does it; what it does not get done before
+// the process ends is left for the next mutating command. Call it before the
+// store is used.
+func (s *Store) SetReaper(start Reaper) { s.reapElsewhere = start }
 
 // Close waits for background work and closes the records. Open Data and
 // Attachments stay valid.

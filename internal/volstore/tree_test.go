@@ -9,6 +9,9 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/microsandbox-go/microsandbox/internal/failpoint"
 	"github.com/microsandbox-go/microsandbox/internal/home"
 	"github.com/microsandbox-go/microsandbox/internal/ledger"
 )
@@ -121,7 +124,7 @@ func TestLargeTreeIsReapedInTheBackground(t *testing.T) {
 		}
 	}
 	called := 0
-	s.SetReaper(func(got home.Dir) error { called++; return nil })
+	s.SetReaper(func(home.Dir) (func(), error) { called++; return func() {}, nil })
 	if err := s.Remove(t.Context(), "a"); err != nil {
 		t.Fatal(err)
 	}
@@ -134,5 +137,54 @@ func TestLargeTreeIsReapedInTheBackground(t *testing.T) {
 	}
 	if left, _ := listNames(h.Trash()); len(left) != 0 {
 		t.Errorf("trash %v", left)
+	}
+}
+
+// TestDiskIsReapedInTheBackground: the reaper is started before the removal of a
+// disk is committed, for the first one in a process, and begins when the volume
+// is in the trash, or after a removal that failed. Where it cannot be started the
+// disk is deleted at once.
+func TestDiskIsReapedInTheBackground(t *testing.T) {
+	needMkfs(t)
+	s, h := newStore(t)
+	for _, name := range []string{"a", "b", "c"} {
+		mustCreate(t, s, Spec{Name: name, Kind: KindDisk, SizeMiB: 4})
+	}
+	mustCreate(t, s, Spec{Name: "dir"})
+	var trash []string // when the reaper begins
+	started, begun := 0, 0
+	s.SetReaper(func(home.Dir) (func(), error) {
+		started++
+		return func() { begun++; trash, _ = listNames(h.Trash()) }, nil
+	})
+	if err := s.Remove(t.Context(), "dir"); err != nil || started != 0 {
+		t.Fatalf("an empty directory: started %d, %v", started, err)
+	}
+	disarm := failpoint.Arm("volstore.remove.marked", func() error { return errors.New("refused") })
+	err := s.Remove(t.Context(), "a")
+	disarm()
+	if err == nil || started != 1 || begun != 1 || len(trash) != 0 {
+		t.Fatalf("a removal that fails: %v, started %d, begun %d, trash %v", err, started, begun, trash)
+	}
+	s.reaped.Store(false)
+	if err := s.Remove(t.Context(), "a"); err != nil || started != 2 || begun != 2 || len(trash) != 1 {
+		t.Fatalf("the first disk: %v, started %d, begun %d, trash %v", err, started, begun, trash)
+	}
+	if err := New(h).ReapTrash(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := s.Remove(t.Context(), "b"); err != nil || started != 2 {
+		t.Errorf("the second disk: %v, started %d", err, started)
+	}
+	if left, _ := listNames(h.Trash()); len(left) != 0 {
+		t.Errorf("the second disk: trash %v", left)
+	}
+	s.reaped.Store(false)
+	s.SetReaper(func(home.Dir) (func(), error) { return nil, unix.EAGAIN })
+	if err := s.Remove(t.Context(), "c"); err != nil {
+		t.Error(err)
+	}
+	if left, _ := listNames(h.Trash()); len(left) != 0 {
+		t.Errorf("no reaper: trash %v", left)
 	}
 }
