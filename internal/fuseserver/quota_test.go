@@ -106,12 +106,11 @@ func (a *account) bound(when string) {
 }
 
 // settled reports whether the ledger becomes equal to what there is while nothing
-// happens; got is what it says.
+// happens, but that servers let go of what a guest remembers; got is what it says.
 func (a *account) settled(within time.Duration) (got, truth ledger.Delta, ok bool) {
 	a.t.Helper()
-	truth = a.truth()
 	for deadline := time.Now().Add(within); ; time.Sleep(10 * time.Millisecond) {
-		if got = a.used(); got == truth {
+		if got, truth = a.used(), a.truth(); got == truth {
 			return got, truth, true
 		}
 		if time.Now().After(deadline) {

@@ -3,6 +3,7 @@ package fuseserver
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -319,19 +320,34 @@ func playAtOnce(t *testing.T, r *rand.Rand, players []player, steps int) {
 	}
 }
 
-// TestQuotaModelCatches: a charge and a refund that were forgotten show.
+// TestQuotaModelCatches: a charge or a refund that an operation forgot shows, and so
+// does one of somebody who knows nothing of the ledger.
 func TestQuotaModelCatches(t *testing.T) {
+	settleAs := func(charged, actual int64) func(a *account) error {
+		return func(a *account) error {
+			op := a.shares[0].srv.quota.w.Lock(a.ino("f"))
+			return errors.Join(op.Grow(ledger.Delta{Bytes: charged}), op.Done(ledger.Delta{Bytes: actual}))
+		}
+	}
 	for name, forget := range map[string]func(a *account) error{
-		"charge": func(a *account) error { return os.WriteFile(filepath.Join(a.dir, "new"), []byte("x"), 0o600) },
-		"refund": func(a *account) error { return os.Remove(filepath.Join(a.dir, "f")) },
+		"refund":         settleAs(4096, 4096), // it failed, say, and did not grow the file
+		"charge":         settleAs(0, -4096),   // it grew the file by that before it cut it
+		"foreign charge": func(a *account) error { return os.WriteFile(filepath.Join(a.dir, "new"), []byte("x"), 0o600) },
+		"foreign refund": func(a *account) error { return os.Remove(filepath.Join(a.dir, "f")) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := newAccount(t, ledger.Limits{Bytes: 1 << 20})
-			s := a.serve()
-			e, fh := s.mustCreate(rootID, "f", 0o600)
-			s.write(e.NodeID, fh, 0, "x")
-			s.release(e.NodeID, fh)
-			s.forget(e.NodeID, 1)
+			g := &guestPlayer{share: a.serve(), known: map[uint64]uint64{}}
+			e, fh := g.mustCreate(rootID, "f", 0o600)
+			g.write(e.NodeID, fh, 0, "x")
+			g.release(e.NodeID, fh)
+			g.forget(e.NodeID, 1)
+			r := rand.New(rand.NewPCG(1, 2))
+			for range 50 {
+				if err := g.step(r); err != nil {
+					t.Fatal(err)
+				}
+			}
 			a.equal("before")
 			if err := forget(a); err != nil {
 				t.Fatal(err)
