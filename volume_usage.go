@@ -29,8 +29,9 @@ type VolumeUsage struct {
 	OrphanBytes, OrphanInodes, PendingBytes uint64
 	// Writers is how many sandboxes and programs may change it now.
 	Writers int
-	// Exact is false when UsedBytes may be too high, until the next walk, which
-	// comes by itself: a writer was killed at work, or the machine has booted.
+	// Exact is false when UsedBytes may be too high: while somebody writes, by 1 MiB
+	// and 256 inodes for each that does; or, until the next walk, which comes by
+	// itself, when a writer was killed at work, or the machine has booted.
 	Exact bool
 	// Uncounted says that there is no count to go by, and that UsedBytes is what a
 	// walk has just found: the volume was adopted, or made before volumes were
@@ -156,7 +157,7 @@ func publicUsage(c *volstore.Counted) *VolumeUsage {
 		LimitBytes: orNil(uint64(s.Limits.Bytes)), LimitInodes: orNil(uint64(s.Limits.Inodes)),
 		OrphanBytes: uint64(max(s.Orphans.Bytes, 0)), OrphanInodes: uint64(max(s.Orphans.Inodes, 0)),
 		PendingBytes: uint64(max(s.Pending.Bytes, 0)),
-		Writers:      s.Writers, Exact: !s.Unsettled, Uncounted: s.Uncounted, Damaged: c.Damaged, Quiet: c.Exact,
+		Writers:      s.Writers, Exact: !s.Unsettled && !s.Busy, Uncounted: s.Uncounted, Damaged: c.Damaged, Quiet: c.Exact,
 	}
 	if c.Allocated >= 0 {
 		allocated, bytes, inodes := uint64(c.Allocated), uint64(max(c.Found.Bytes, 0)), uint64(max(c.Found.Inodes, 0))

@@ -55,9 +55,8 @@ func newVolumeUsageCmd() *cobra.Command {
 limited, bytes that they take on the host, and how many sandboxes and programs may
 change it now. It looks at every file.
 
-STATE is "exact"; "at most" where a writer was killed, or the machine has booted, and
-others write right now, so that nobody can count; "not counted" where there is no
-count, or a damaged one, and what was found is shown.
+STATE is "exact"; "at most" while somebody writes, who may have 1 MiB in reserve;
+"not counted" where there is no count, or a damaged one, and what was found is shown.
 
 --verify compares what it finds with what was counted, and fails if they differ or
 nothing was counted; --rescan takes what it finds for what the volume holds, after a

@@ -33,6 +33,9 @@ type State struct {
 	Orphans Delta // of Used: files without a name that somebody has open
 	Pending Delta // of Used: deleted, until all servers have said that they do not have it open
 	Writers int   // slots with a living owner
+	// Busy: a writer is at work, or was a moment ago. Used contains what it has in
+	// reserve, at most Chunk each.
+	Busy bool
 	// Unsettled: since the last walk a writer was killed, or the machine lost
 	// power, or nobody has walked yet. Used may be too high until a walk.
 	Unsettled bool
@@ -147,7 +150,7 @@ func (l *Ledger) state(p *page, self int) (State, error) {
 	s := State{Limits: p.limits, Uncounted: p.base.uncounted, Unsettled: p.base.unsettled || p.deaths() != p.base.deaths}
 	v := l.look(p, self)
 	s.Used, s.Pending = clamp(v.used), v.pending
-	s.Writers, s.Unsettled = v.live, s.Unsettled || v.dead
+	s.Writers, s.Busy, s.Unsettled = v.live, v.busy, s.Unsettled || v.dead
 	s.Orphans = clamp(v.orphans)
 	return s, nil
 }

@@ -260,6 +260,35 @@ func TestUseAfterABoot(t *testing.T) {
 	}
 }
 
+// TestUsageWhileWriting: who asks while somebody writes is told that there may be a
+// reserve in the number.
+func TestUsageWhileWriting(t *testing.T) {
+	s, _ := newStore(t)
+	v := mustCreate(t, s, Spec{Name: "v"})
+	f, err := s.OpenLedger(t.Context(), v.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := ledger.NewWriter(f, ledger.Options{Server: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	op := w.Lock()
+	if err := errors.Join(op.Grow(ledger.Delta{Bytes: 4096}), op.Done(ledger.Delta{Bytes: 4096})); err != nil {
+		t.Fatal(err)
+	}
+	if got := mustUsed(t, s, v); !got.Busy || got.Used.Bytes != 4096+ledger.Chunk {
+		t.Errorf("while it writes: %+v", got)
+	}
+	if err := errors.Join(w.Poll(), w.Poll()); err != nil {
+		t.Fatal(err)
+	}
+	if got := mustUsed(t, s, v); got.Busy || got.Used.Bytes != 4096 {
+		t.Errorf("when it is idle: %+v", got)
+	}
+}
+
 // TestSurveyLeavesWritersAlone: what is found is counted only where nobody writes.
 func TestSurveyLeavesWritersAlone(t *testing.T) {
 	s, _ := newStore(t)
