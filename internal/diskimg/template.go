@@ -146,8 +146,8 @@ func instance(extents []extent, uuid string) ([]extent, error) {
 
 // learn keeps the template of an image that mkfs.ext4 has just made, if from the
 // image that it makes with another UUID the template gives this one, byte for
-// byte. Otherwise an empty template keeps the next one from trying. It works in a
-// file at scratch, which is for the caller to remove.
+// byte. Otherwise an empty template keeps the next one from trying. The template
+// is written to a file at scratch, which is for the caller to remove.
 func (t *template) learn(ctx context.Context, image *os.File, scratch, mkfs string, opt FormatOptions) error {
 	fi, err := image.Stat()
 	if err != nil {
@@ -162,7 +162,7 @@ func (t *template) learn(ctx context.Context, image *os.File, scratch, mkfs stri
 	}
 	uuid := opt.UUID
 	opt.UUID = randomUUID()
-	extents, err := twin(ctx, scratch, mkfs, fi.Size(), opt)
+	extents, err := twin(ctx, mkfs, fi.Size(), opt)
 	if err != nil {
 		return err
 	}
@@ -172,17 +172,18 @@ func (t *template) learn(ctx context.Context, image *os.File, scratch, mkfs stri
 	return t.keep(scratch, extents)
 }
 
-// twin makes another image, with another UUID, at path and returns what it holds.
-func twin(ctx context.Context, path, mkfs string, sizeBytes int64, opt FormatOptions) ([]extent, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+// twin makes another image in memory and returns what it holds.
+func twin(ctx context.Context, mkfs string, sizeBytes int64, opt FormatOptions) ([]extent, error) {
+	fd, err := unix.MemfdCreate("twin", unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, err
 	}
+	f := os.NewFile(uintptr(fd), "twin")
 	defer f.Close()
 	if err := f.Truncate(sizeBytes); err != nil {
 		return nil, err
 	}
-	if err := runMkfs(ctx, mkfs, path, sizeBytes, opt); err != nil {
+	if err := runMkfs(ctx, mkfs, fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd), sizeBytes, opt); err != nil {
 		return nil, err
 	}
 	return readExtents(f, maxTemplateBytes)
@@ -201,9 +202,6 @@ func sameImage(a, b []extent) bool {
 func (t *template) keep(scratch string, extents []extent) error {
 	dir := filepath.Dir(t.path)
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	if err := os.Remove(scratch); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	if err := os.WriteFile(scratch, encodeTemplate(extents, t.key), 0o600); err != nil {
