@@ -62,6 +62,8 @@ func (o *options) commandRows() []command {
 		{row: ms("volume create, cold home (ours durable)", 0.35, 0.25), home: "cold", argv: volumeCmd("create"),
 			prepare: func(p program, _ int) error { return os.RemoveAll(p.home) }},
 		{row: ms("volume create --kind disk, 1 GiB (ours durable)", 0.5, 0.3), argv: volumeCmd("create", "--kind", "disk", "--size", "1G"), floor: mkfs("1G")},
+		{row: ms("volume create --kind disk, 1 GiB, first of its size (ours durable)", 0, 0), argv: volumeCmd("create", "--kind", "disk", "--size", "1G"), floor: mkfs("1G"), rounds: 10,
+			prepare: func(p program, _ int) error { return os.RemoveAll(filepath.Join(p.home, "templates")) }},
 		{row: ms("volume create --kind disk, 100 GiB (ours durable)", 0.3, 0.12), argv: volumeCmd("create", "--kind", "disk", "--size", "100G"), floor: mkfs("100G"), rounds: 10},
 		{row: ms("volume ls, none", 0.4, 0.27), home: "empty", argv: fixed("volume", "ls")},
 		{row: ms("volume ls, "+many, 0.4, 0.25), home: "many", argv: fixed("volume", "ls")},
