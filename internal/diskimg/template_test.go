@@ -251,18 +251,17 @@ func TestTemplateOfAnotherMkfs(t *testing.T) {
 	if again := templateFor(tool, mib, FormatOptions{Templates: dir, UUID: randomUUID()}); *again != *first {
 		t.Error("the template depends on the UUID")
 	}
+	labelled := opt
+	labelled.Label = "l"
+	others := map[string]*template{"other size": templateFor(tool, 2*mib, opt), "label": templateFor(tool, mib, labelled)}
 	if err := os.WriteFile(tool, []byte("22"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	labelled := opt
-	labelled.Label = "l"
-	for what, other := range map[string]*template{
-		"upgraded": templateFor(tool, mib, opt), "other size": templateFor(tool, 2*mib, opt), "label": templateFor(tool, mib, labelled),
-	} {
+	others["upgraded"] = templateFor(tool, mib, opt)
+	for what, other := range others {
 		if other.key == first.key || other.path == first.path {
 			t.Errorf("%s: the same template", what)
 		}
-		first = templateFor(tool, mib, opt)
 	}
 	for what, none := range map[string]*template{
 		"no directory": templateFor(tool, mib, FormatOptions{UUID: opt.UUID}), "too large": templateFor(tool, maxTemplateSize+1, opt),
