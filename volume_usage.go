@@ -80,7 +80,7 @@ func (h *VolumeHandle) Usage(ctx context.Context) (*VolumeUsage, error) {
 		if err == nil && !ok || errors.Is(err, ledger.ErrDamaged) {
 			return b.store.Verify(ctx, v)
 		}
-		return volstore.Counted{Before: state, Allocated: -1}, err
+		return volstore.Counted{State: state, Allocated: -1}, err
 	}))
 }
 
@@ -116,13 +116,7 @@ func (h *VolumeHandle) VerifyUsage(ctx context.Context) (*VolumeUsage, error) {
 // Errors: kind [ErrFilesystem] while the volume is being changed, and those of Usage.
 func (h *VolumeHandle) RescanUsage(ctx context.Context) (*VolumeUsage, error) {
 	return h.info.usage(ctx, func(b *LocalBackend, v *volstore.Volume) (volstore.Counted, error) {
-		c, err := b.store.Recount(ctx, v.ID)
-		if err != nil {
-			return c, err
-		}
-		state, _, err := b.store.Used(v)
-		c.Before = state
-		return c, err
+		return b.store.Recount(ctx, v.ID)
 	})
 }
 
@@ -151,7 +145,7 @@ func (i *volumeInfo) usage(ctx context.Context, measure func(*LocalBackend, *vol
 }
 
 func publicUsage(c *volstore.Counted) *VolumeUsage {
-	s := &c.Before
+	s := &c.State
 	u := &VolumeUsage{
 		UsedBytes: uint64(s.Used.Bytes), UsedInodes: uint64(s.Used.Inodes),
 		LimitBytes: orNil(uint64(s.Limits.Bytes)), LimitInodes: orNil(uint64(s.Limits.Inodes)),

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -90,14 +91,23 @@ func (w *walk) tree(root *os.File) error {
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 			continue // something else by now
 		}
-		if err == nil {
-			err = w.enter(dir)
-		}
 		if err != nil {
+			return fmt.Errorf("open %s: %w", l.path(name), err)
+		}
+		if err := w.enter(dir); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// path tells people where a name of a level was.
+func (l *level) path(name string) string {
+	dir, err := os.Readlink(fdPath(int(l.dir.Fd())))
+	if err != nil {
+		return name
+	}
+	return filepath.Join(dir, name)
 }
 
 // enter counts the entries of a directory and makes it the current level.
@@ -126,11 +136,11 @@ func (w *walk) enter(dir *os.File) error {
 				return err
 			}
 		}
-		if errors.Is(err, io.EOF) {
+		if errors.Is(err, io.EOF) || errors.Is(err, unix.ENOENT) { // removed while we walk
 			return nil
 		}
 		if err != nil {
-			return err
+			return fmt.Errorf("list %s: %w", l.path(""), err)
 		}
 	}
 }
@@ -177,7 +187,7 @@ func (w *walk) entry(l *level, name string) error {
 		return nil // removed while we walk
 	}
 	if err != nil {
-		return err
+		return fmt.Errorf("stat %s: %w", l.path(name), err)
 	}
 	if st.Dev != w.dev {
 		return nil

@@ -282,18 +282,35 @@ func (s *Store) count(ctx context.Context, v *Volume, l *ledger.Ledger, budget i
 	defer dir.Close()
 	var found ledger.Found
 	w, err := l.Settle(ctx, func(ctx context.Context) (ledger.Delta, error) {
-		found, err = ledger.Walk(ctx, dir, budget)
+		found, err = walk(ctx, v, dir, budget)
 		return found.Charges, err
 	})
-	return Counted{Before: w.Before, Found: w.Found, Allocated: found.Allocated, Exact: w.Exact}, err
+	c := Counted{State: w.Before, Found: w.Found, Allocated: found.Allocated, Exact: w.Exact}
+	if err == nil {
+		c.State, err = l.State()
+	}
+	return c, err
+}
+
+// walk is ledger.Walk with errors that say which volume it was.
+func walk(ctx context.Context, v *Volume, dir *os.File, budget int) (ledger.Found, error) {
+	found, err := ledger.Walk(ctx, dir, budget)
+	if err == nil || ctx.Err() != nil || errors.Is(err, ledger.ErrBudget) {
+		return found, err
+	}
+	e := errdefs.Wrap(errdefs.Filesystem, err, "count what is in volume %q", v.Name)
+	if errors.Is(err, fs.ErrPermission) {
+		_ = e.WithHint("whoever counts must be able to list all of its directories")
+	}
+	return found, e
 }
 
 // Counted is what a walk of a volume found.
 type Counted struct {
-	Before    ledger.State // what the ledger said
+	State     ledger.State // what the ledger says; after Recount, because of it
 	Found     ledger.Delta // the sum of charges of all files
 	Allocated int64        // bytes that they take on the host
-	Exact     bool         // nothing changed meanwhile; after Recount the ledger says Found
+	Exact     bool         // nothing changed meanwhile
 	Damaged   bool         // there is a ledger, and it cannot be understood
 }
 

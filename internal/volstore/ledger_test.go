@@ -80,7 +80,7 @@ func TestDamagedLedger(t *testing.T) {
 			}
 			for what, measure := range map[string]func(context.Context, *Volume) (Counted, error){"verify": s.Verify, "survey": s.Survey} {
 				c, err := measure(t.Context(), v)
-				if err != nil || !c.Damaged || !c.Before.Uncounted || c.Found != found || c.Before.Limits != limits {
+				if err != nil || !c.Damaged || !c.State.Uncounted || c.Found != found || c.State.Limits != limits {
 					t.Errorf("%s: %+v, %v", what, c, err)
 				}
 			}
@@ -252,7 +252,7 @@ func TestUseAfterABoot(t *testing.T) {
 		t.Errorf("large: %d, %v", n, err)
 	}
 	c, err := s.Survey(t.Context(), large)
-	if err != nil || c.Before.Unsettled || c.Before.Used != c.Found || c.Found.Inodes != countAtOnce+2 {
+	if err != nil || c.State.Unsettled || c.State.Used != c.Found || c.Found.Inodes != countAtOnce+2 {
 		t.Errorf("survey: %+v, %v", c, err)
 	}
 	if got := mustUsed(t, s, large); got.Used != c.Found || got.Unsettled {
@@ -305,13 +305,13 @@ func TestSurveyLeavesWritersAlone(t *testing.T) {
 	if err := errors.Join(op.Grow(ledger.Delta{Bytes: 1 << 19}), w.Doubt()); err != nil {
 		t.Fatal(err)
 	}
-	if c, err := s.Survey(t.Context(), v); err != nil || !c.Before.Unsettled || c.Before.Used.Bytes < 1<<19 || c.Before.Writers != 1 {
+	if c, err := s.Survey(t.Context(), v); err != nil || !c.State.Unsettled || c.State.Used.Bytes < 1<<19 || c.State.Writers != 1 {
 		t.Errorf("with a writer: %+v, %v", c, err)
 	}
 	if err := f.Close(); err != nil { // as a kill does
 		t.Fatal(err)
 	}
-	if c, err := s.Survey(t.Context(), v); err != nil || c.Before != (ledger.State{}) {
+	if c, err := s.Survey(t.Context(), v); err != nil || c.State != (ledger.State{}) {
 		t.Errorf("after it was killed: %+v, %v", c, err)
 	}
 }
@@ -524,7 +524,7 @@ func TestRescan(t *testing.T) {
 		t.Fatal(err)
 	}
 	c, err := s.Verify(t.Context(), v)
-	if err != nil || c.Before.Used != (ledger.Delta{}) || c.Found != (ledger.Delta{Bytes: 2 << 20, Inodes: 1}) || !c.Exact || c.Allocated < 2<<20 {
+	if err != nil || c.State.Used != (ledger.Delta{}) || c.Found != (ledger.Delta{Bytes: 2 << 20, Inodes: 1}) || !c.Exact || c.Allocated < 2<<20 {
 		t.Errorf("verify: %+v, %v", c, err)
 	}
 	if got := mustUsed(t, s, v); got.Used != (ledger.Delta{}) {
@@ -561,5 +561,28 @@ func TestAdoptedDirectoryIsCounted(t *testing.T) {
 	want := ledger.State{Limits: ledger.Limits{Bytes: 1 << 20, Inodes: 1024}, Used: ledger.Delta{Bytes: 53248 + 4096, Inodes: 2}}
 	if got := mustUsed(t, s, v); got != want {
 		t.Errorf("state %+v, want %+v", got, want)
+	}
+}
+
+// TestCountNamesWhatItCannotSee: a directory that cannot be listed is named, and
+// the home is not blamed for it.
+func TestCountNamesWhatItCannotSee(t *testing.T) {
+	if os.Getuid() == 0 {
+		t.Skip("root sees everything")
+	}
+	s, _ := newStore(t)
+	v := mustCreate(t, s, Spec{Name: "v"})
+	closed := filepath.Join(v.Path, "closed")
+	if err := os.Mkdir(closed, 0); err != nil {
+		t.Fatal(err)
+	}
+	_, recount := s.Recount(t.Context(), v.ID)
+	_, verify := s.Verify(t.Context(), v)
+	for what, err := range map[string]error{"recount": recount, "verify": verify} {
+		var e *errdefs.Error
+		if !errdefs.Is(err, errdefs.Filesystem) || !errors.Is(err, unix.EACCES) || !strings.Contains(err.Error(), closed) ||
+			!errors.As(err, &e) || strings.Contains(e.Hint, "MSB_HOME") {
+			t.Errorf("%s: %v", what, err)
+		}
 	}
 }

@@ -8,7 +8,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	"github.com/microsandbox-go/microsandbox/internal/ledger"
 )
 
@@ -40,13 +39,12 @@ func (s *Store) UsedNow(ctx context.Context, v *Volume) (state ledger.State, ok 
 	ctx, cancel := context.WithTimeout(ctx, countPatience)
 	defer cancel()
 	if c, err := s.settleUse(ctx, v, countAtOnce); err == nil {
-		return c.Before, true, nil
+		return c.State, true, nil
 	}
 	return state, ok, nil
 }
 
-// settleUse makes a ledger say what a walk of at most budget files finds, and
-// returns as Before what it says then.
+// settleUse makes a ledger say what a walk of at most budget files finds.
 func (s *Store) settleUse(ctx context.Context, v *Volume, budget int) (Counted, error) {
 	f, l, err := s.openFile(v, os.O_RDWR)
 	if err != nil {
@@ -56,11 +54,7 @@ func (s *Store) settleUse(ctx context.Context, v *Volume, budget int) (Counted, 
 	if err := l.Recover(); err != nil {
 		return Counted{}, err
 	}
-	c, err := s.count(ctx, v, l, budget)
-	if err == nil {
-		c.Before, err = l.State()
-	}
-	return c, err
+	return s.count(ctx, v, l, budget)
 }
 
 // UsedBytes returns what a volume holds. For a directory volume it is the sum of
@@ -101,10 +95,7 @@ func (s *Store) Measure(ctx context.Context, v *Volume) (ledger.Found, error) {
 		return ledger.Found{}, s.wrap("measure", v.Name, err)
 	}
 	defer dir.Close()
-	found, err := ledger.Walk(ctx, dir, 0)
-	if err != nil && ctx.Err() == nil {
-		err = errdefs.Wrap(errdefs.Filesystem, err, "measure volume %q", v.Name)
-	}
+	found, err := walk(ctx, v, dir, 0)
 	return found, s.wrap("measure", v.Name, err)
 }
 
@@ -122,7 +113,7 @@ func (s *Store) Survey(ctx context.Context, v *Volume) (Counted, error) {
 }
 
 // Verify walks a directory volume and compares it with its ledger, which stays as
-// it is. Before is Uncounted, and has the limits only, where there is no ledger or
+// it is. State is Uncounted, and has the limits only, where there is no ledger or
 // a damaged one. Errors: VolumeNotFound, Filesystem, Cancelled.
 func (s *Store) Verify(ctx context.Context, v *Volume) (Counted, error) {
 	f, l, err := s.openFile(v, os.O_RDONLY)
@@ -138,7 +129,7 @@ func (s *Store) Verify(ctx context.Context, v *Volume) (Counted, error) {
 		found, err = s.Measure(ctx, v)
 		return found.Charges, err
 	})
-	return Counted{Before: w.Before, Found: w.Found, Allocated: found.Allocated, Exact: w.Exact}, s.wrap("verify", v.Name, err)
+	return Counted{State: w.Before, Found: w.Found, Allocated: found.Allocated, Exact: w.Exact}, s.wrap("verify", v.Name, err)
 }
 
 // measureUncounted measures a volume that has no ledger.
@@ -148,6 +139,6 @@ func (s *Store) measureUncounted(ctx context.Context, v *Volume, damaged bool) (
 		return Counted{}, s.wrap("verify", v.Name, err)
 	}
 	found, err := s.Measure(ctx, v)
-	before := ledger.State{Limits: limits, Unsettled: true, Uncounted: true}
-	return Counted{Before: before, Found: found.Charges, Allocated: found.Allocated, Damaged: damaged}, err
+	state := ledger.State{Limits: limits, Unsettled: true, Uncounted: true}
+	return Counted{State: state, Found: found.Charges, Allocated: found.Allocated, Damaged: damaged}, err
 }
