@@ -107,6 +107,7 @@ func (s *Store) findBind(ctx context.Context, dir *os.File, limits ledger.Limits
 	if b.note.Identity.Same(id) && exists(b.paths.ledger) {
 		return b, b.mend(limits)
 	}
+	sweepUnfinished(s.home.Binds(), "new-")
 	b.note = bindNote{Version: 1, Path: dir.Name(), Identity: id}
 	return b, errors.Join(b.make(limits, true), b.save())
 }

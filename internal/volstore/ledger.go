@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -194,6 +195,7 @@ func (s *Store) newLedger(v *Volume, replace bool) error {
 		return err
 	}
 	dir := s.home.State(v.ID)
+	sweepUnfinished(dir, ledgerName+".new-")
 	f, err := os.CreateTemp(dir, ledgerName+".new-")
 	if err != nil {
 		return err
@@ -218,6 +220,20 @@ func (s *Store) newLedger(v *Volume, replace bool) error {
 		return err
 	}
 	return errors.Join(syncDir(dir), pointLedger.Hit())
+}
+
+// sweepUnfinished removes files that killed processes were writing: each is given
+// its name, or removed, within moments.
+func sweepUnfinished(dir, prefix string) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		if fi, err := e.Info(); err == nil && strings.HasPrefix(e.Name(), prefix) && time.Since(fi.ModTime()) > time.Hour {
+			_ = os.Remove(filepath.Join(dir, e.Name()))
+		}
+	}
 }
 
 // prepareLedger makes a ledger ready for a writer.

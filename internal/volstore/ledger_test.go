@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -583,6 +584,30 @@ func TestCountNamesWhatItCannotSee(t *testing.T) {
 		if !errdefs.Is(err, errdefs.Filesystem) || !errors.Is(err, unix.EACCES) || !strings.Contains(err.Error(), closed) ||
 			!errors.As(err, &e) || strings.Contains(e.Hint, "MSB_HOME") {
 			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+// TestUnfinishedLedgersAreSwept: what a killed process was writing does not stay,
+// and what one writes now does.
+func TestUnfinishedLedgersAreSwept(t *testing.T) {
+	s, h := newStore(t)
+	v := mustCreate(t, s, Spec{Name: "v"})
+	d := newBoundDir(t, s)
+	if err := errors.Join(os.Remove(s.ledgerPath(v.ID)), os.MkdirAll(h.Binds(), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	for prefix, make := range map[string]func(){
+		s.ledgerPath(v.ID) + ".new-":     func() { growVolume(t, s, v, "f", 1) },
+		filepath.Join(h.Binds(), "new-"): func() { d.mount(1) },
+	} {
+		long := time.Now().Add(-2 * time.Hour)
+		if err := errors.Join(os.WriteFile(prefix+"old", nil, 0o600), os.WriteFile(prefix+"now", nil, 0o600), os.Chtimes(prefix+"old", long, long)); err != nil {
+			t.Fatal(err)
+		}
+		make()
+		if exists(prefix+"old") || !exists(prefix+"now") {
+			t.Errorf("%s: old is there: %v, now: %v", prefix, exists(prefix+"old"), exists(prefix+"now"))
 		}
 	}
 }
