@@ -139,7 +139,11 @@ func readConfigFile() (configFile, error) {
 		err = json.Unmarshal(b, &file)
 	}
 	if err != nil {
-		return file, toPublic(errdefs.Wrap(errdefs.InvalidConfig, err, "configuration file %s", path).WithHint("mend it, or move it away for the local backend"))
+		e := errdefs.Wrap(errdefs.InvalidConfig, err, "configuration file %s", path)
+		if !errors.Is(err, fs.ErrPermission) { // else the home is somebody else's
+			_ = e.WithHint("mend it, or move it away for the local backend")
+		}
+		return file, toPublic(e)
 	}
 	return file, nil
 }
