@@ -36,7 +36,7 @@ var reasons = map[string]map[string]string{
 		"image of 100 GiB, allocated":                        "group descriptors, their reserve for 8 times the size, and the superblock's copies.",
 		"create dir volume (ours durable)":                   durable,
 		"create dir volume, among 10000":                     durable,
-		"create dir volume, 8 at a time":                     "callers share commits, but each makes five files and syncs its own note. " + durable,
+		"create dir volume, 8 at a time":                     "callers share commits, but each makes four files and syncs its own note. " + durable,
 		"remove empty volume (ours durable)":                 commitOnly,
 		"remove empty volume, among 10000":                   commitOnly,
 		"list 1000 volumes":                                  "a list is read anew from the database, which another process may have changed, and nothing is kept from one list to the next.",
@@ -45,7 +45,7 @@ var reasons = map[string]map[string]string{
 		"fs.stat":                                            contained,
 		"fs.exists":                                          contained,
 		"fs.list 10 000 entries":                             contained,
-		"fs.write 4 KiB over a file (ours atomic, safe)":     "three quarters of the time is one fdatasync: the new content has to be on the disk before it gets the name. The peer overwrites in place and syncs nothing.",
+		"fs.write 4 KiB over a file (ours atomic, safe)":     "two thirds of the time is one fdatasync: the new content has to be on the disk before it gets the name. The peer overwrites in place and syncs nothing.",
 		"read stream 256 MiB, own buffer":                    "one copy out of the page cache, at its speed.",
 		"read whole 256 MiB":                                 "new memory: each page of the answer is zeroed by the kernel before it is filled.",
 		"write stream 256 MiB, 64 KiB chunks (ours durable)": diskSpeed,
@@ -67,9 +67,9 @@ const (
 	alsoStart = "The start of the process is the other half: see msb --version."
 	listing   = "a third of the time is SQLite's (perf), which joins the columns of all rows to one text: reading row by row takes longer. Making the output, " +
 		"parsing, memory and the start of the process share the rest."
-	durable = "a creation waits for the disk four times, one after the other, as the doc comment of internal/volstore tells, all of them in SQLite's commit. " +
+	durable = "a creation waits for the disk three times, one after the other, as the doc comment of internal/volstore tells, all of them in SQLite's commit. " +
 		"On this disk each takes as long as a third of what the peer takes in all; the peer syncs nothing."
-	commitOnly = "a removal waits for SQLite's commit: four syncs, one after the other. On this disk each takes as long as a third of what the peer takes in all; the peer syncs nothing."
+	commitOnly = "a removal waits for SQLite's commit: three syncs, one after the other. On this disk each takes as long as a third of what the peer takes in all; the peer syncs nothing."
 	contained  = "what plain calls do not do: resolve inside of the volume only, look for a stand-in's attribute, read the time of birth, " +
 		"and ask whether the volume was removed meanwhile: a system call each."
 	diskSpeed = "the data has to reach the disk before the file gets its name: nearly all of the time is the disk's. The peer's time is that of the page cache."

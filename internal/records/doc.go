@@ -13,9 +13,10 @@
 // A change takes the handle's one connection, begins an immediate transaction
 // (the write lock is taken at once, so a change that read something cannot
 // lose against another writer), runs its statements and commits. The commit
-// is durable when it returns: the rollback journal is synced, and its header,
-// before the database is touched, the database before the journal's header is
-// cleared, and that at last: four waits for the disk, by fdatasync (see vfs.go).
+// is durable when it returns: the rollback journal is sealed, written and synced at
+// once (see journal.go), before the database is touched, the database before the
+// journal's header is cleared, and that at last: three waits for the disk, by
+// fdatasync (see vfs.go).
 // A change may come with a condition that is waited for before the last of them:
 // what else must be durable becomes so while the change does.
 //

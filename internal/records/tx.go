@@ -37,7 +37,7 @@ func (d *DB) view(ctx context.Context, what string, fn func(q querier) error) er
 // returns nil and undone otherwise. fn may be called again after another
 // process was in the way. Once begun it is not cancelled.
 //
-// A commit waits for the disk four times. Changes that come meanwhile are
+// A commit waits for the disk three times. Changes that come meanwhile are
 // queued, and whoever gets the next turn runs all of them in one transaction.
 func (d *DB) update(ctx context.Context, what string, fn func(q querier) error) error {
 	return d.updateWhen(ctx, what, nil, fn)

@@ -22,6 +22,7 @@ import (
 //     A journal that is there already has its name, durably, since the home was
 //     made: SQLite syncs the directory in every transaction, because it opens the
 //     journal with the flag that would make it.
+//   - It gathers a journal in memory and writes and syncs it at once: see journal.go.
 //   - Between the sync of the database and the end of the journal, which makes a
 //     transaction committed, it waits for what the transaction's changes wait for
 //     (see change.ready).
@@ -39,10 +40,11 @@ var vfs struct {
 	unix  uintptr // the sqlite3_vfs of SQLite
 	param uintptr // ownerParam
 
-	mu      sync.RWMutex
-	methods map[[2]uintptr]uintptr // our sqlite3_io_methods by SQLite's and xSync; guarded by mu
-	owners  map[uint64]*DB         // guarded by mu
-	last    uint64                 // owner; guarded by mu
+	mu       sync.RWMutex
+	methods  map[[2]uintptr]uintptr // our sqlite3_io_methods by SQLite's and xSync; guarded by mu
+	owners   map[uint64]*DB         // guarded by mu
+	journals map[uint64]*journal    // open ones; guarded by mu
+	last     uint64                 // owner or journal; guarded by mu
 }
 
 // registerVFS makes the VFS known to SQLite, once. It takes 3 µs.
@@ -56,7 +58,7 @@ func registerVFS() error {
 }
 
 func register(tls *libc.TLS) error {
-	vfs.methods, vfs.owners = map[[2]uintptr]uintptr{}, map[uint64]*DB{}
+	vfs.methods, vfs.owners, vfs.journals = map[[2]uintptr]uintptr{}, map[uint64]*DB{}, map[uint64]*journal{}
 	vfs.unix = sqlite3.Xsqlite3_vfs_find(tls, 0)
 	if vfs.unix == 0 {
 		return errors.New("SQLite knows no VFS")
@@ -66,7 +68,7 @@ func register(tls *libc.TLS) error {
 		return err
 	}
 	own := *at[sqlite3.Tsqlite3_vfs](vfs.unix)
-	own.FszOsFile += int32(unsafe.Sizeof(uint64(0))) // the owner, behind SQLite's part
+	own.FszOsFile += int32(unsafe.Sizeof(uint64(0))) // the owner or journal, behind SQLite's part
 	own.FpNext = 0
 	if own.FzName, err = libc.CString(vfsName); err != nil {
 		return err
@@ -112,18 +114,21 @@ func disown(d *DB) {
 }
 
 // Functions of SQLite's interface, as sqlite3_vfs.xOpen and xSetSystemCall,
-// sqlite3_io_methods.xSync, and fchown(2).
+// sqlite3_io_methods.xClose, xRead and xWrite, xSync and xFileSize, and fchown(2).
 type (
-	openFunc = func(tls *libc.TLS, vfs, name, file uintptr, flags int32, outFlags uintptr) int32
-	syncFunc = func(tls *libc.TLS, file uintptr, flags int32) int32
+	openFunc  = func(tls *libc.TLS, vfs, name, file uintptr, flags int32, outFlags uintptr) int32
+	closeFunc = func(tls *libc.TLS, file uintptr) int32
+	ioFunc    = func(tls *libc.TLS, file, buf uintptr, n int32, off int64) int32
+	syncFunc  = func(tls *libc.TLS, file uintptr, flags int32) int32
+	sizeFunc  = func(tls *libc.TLS, file, size uintptr) int32
 
 	setCallFunc = func(tls *libc.TLS, vfs, name, call uintptr) int32
 	chownFunc   = func(tls *libc.TLS, fd int32, uid, gid uint32) int32
 )
 
-// vfsOpen is xOpen: SQLite's own, then the file gets our xSync.
+// vfsOpen is xOpen: SQLite's own, then the file gets our methods.
 func vfsOpen(tls *libc.TLS, _, name, file uintptr, flags int32, outFlags uintptr) int32 {
-	open := *(*openFunc)(unsafe.Pointer(&at[sqlite3.Tsqlite3_vfs](vfs.unix).FxOpen))
+	open := method[openFunc](&at[sqlite3.Tsqlite3_vfs](vfs.unix).FxOpen)
 	switch {
 	case flags&sqlite3.SQLITE_OPEN_MAIN_DB != 0:
 		rc := open(tls, vfs.unix, name, file, flags, outFlags)
@@ -132,13 +137,13 @@ func vfsOpen(tls *libc.TLS, _, name, file uintptr, flags int32, outFlags uintptr
 			if p := sqlite3.Xsqlite3_uri_parameter(tls, name, vfs.param); p != 0 {
 				*ownerOf(file), _ = strconv.ParseUint(libc.GoString(p), 10, 64)
 			}
-			return replaceSync(tls, file, syncDatabase)
+			return replaceMethods(tls, file, pointer[syncFunc](syncDatabase), func(*sqlite3.Tsqlite3_io_methods) {})
 		}
 		return rc
 	case flags&sqlite3.SQLITE_OPEN_MAIN_JOURNAL != 0:
 		rc := open(tls, vfs.unix, name, file, flags&^sqlite3.SQLITE_OPEN_CREATE, outFlags)
 		if rc == sqlite3.SQLITE_OK {
-			return replaceSync(tls, file, syncJournal)
+			return openJournal(tls, file)
 		}
 	}
 	return open(tls, vfs.unix, name, file, flags, outFlags) // a new journal's directory must be synced
@@ -158,16 +163,18 @@ func keepOwner(_ *libc.TLS, fd int32, uid, gid uint32) int32 {
 	return 0
 }
 
-// replaceSync gives an open file a copy of its methods with another xSync.
-func replaceSync(tls *libc.TLS, file uintptr, by syncFunc) int32 {
-	f, key := at[sqlite3.Tsqlite3_file](file), pointer(by)
+// replaceMethods gives an open file a copy of its methods with another xSync, and
+// what else change replaces.
+func replaceMethods(tls *libc.TLS, file, sync uintptr, change func(*sqlite3.Tsqlite3_io_methods)) int32 {
+	f := at[sqlite3.Tsqlite3_file](file)
 	vfs.mu.Lock()
 	defer vfs.mu.Unlock()
-	of := [2]uintptr{f.FpMethods, key}
+	of := [2]uintptr{f.FpMethods, sync}
 	m := vfs.methods[of]
 	if m == 0 {
 		methods := *at[sqlite3.Tsqlite3_io_methods](f.FpMethods)
-		methods.FxSync = key
+		methods.FxSync = sync
+		change(&methods)
 		var err error
 		if m, err = allocate(tls, methods); err != nil {
 			return sqlite3.SQLITE_NOMEM // SQLite closes the file: it has methods
@@ -178,8 +185,8 @@ func replaceSync(tls *libc.TLS, file uintptr, by syncFunc) int32 {
 	return sqlite3.SQLITE_OK
 }
 
-// syncJournal is xSync of a journal that was there before.
-func syncJournal(_ *libc.TLS, file uintptr, _ int32) int32 {
+// syncFile makes the content of an open file durable.
+func syncFile(file uintptr) int32 {
 	f := at[sqlite3.TunixFile](file)
 	for {
 		switch err := unix.Fdatasync(int(f.Fh)); err {
@@ -196,8 +203,8 @@ func syncJournal(_ *libc.TLS, file uintptr, _ int32) int32 {
 }
 
 // syncDatabase is xSync of the database. Its failing undoes the transaction.
-func syncDatabase(tls *libc.TLS, file uintptr, flags int32) int32 {
-	if rc := syncJournal(tls, file, flags); rc != sqlite3.SQLITE_OK {
+func syncDatabase(_ *libc.TLS, file uintptr, _ int32) int32 {
+	if rc := syncFile(file); rc != sqlite3.SQLITE_OK {
 		return rc
 	}
 	vfs.mu.RLock()
@@ -231,4 +238,14 @@ func allocate[T any](tls *libc.TLS, v T) (uintptr, error) {
 }
 
 // pointer returns a function of this package as SQLite calls it.
-func pointer[F openFunc | syncFunc | chownFunc](f F) uintptr { return *(*uintptr)(unsafe.Pointer(&f)) }
+func pointer[F openFunc | closeFunc | ioFunc | syncFunc | sizeFunc | chownFunc](f F) uintptr {
+	return *(*uintptr)(unsafe.Pointer(&f))
+}
+
+// method returns a function of SQLite's from where its address is.
+func method[F openFunc | closeFunc | ioFunc | sizeFunc](address *uintptr) F {
+	return *(*F)(unsafe.Pointer(address))
+}
+
+// bytesAt returns memory of SQLite's.
+func bytesAt(address uintptr, n int32) []byte { return unsafe.Slice(at[byte](address), n) }

@@ -26,10 +26,10 @@
 //
 // # What is synced, and why
 //
-// Creating waits for the disk as often as its commit does, four times, and for
+// Creating waits for the disk as often as its commit does, three times, and for
 // what takes longer beside it.
 //
-//   - SQLite's journal, its header, and the database: then the change is on the
+//   - SQLite's journal and the database: then the change is on the
 //     disk, and undone by whoever finds the journal. At the same time volume.json,
 //     .staging/ID and .staging: a name that a power cut leaves in volumes/ must
 //     find its note, or it would be a stranger's, and a record its data. And the
