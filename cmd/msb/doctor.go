@@ -67,7 +67,7 @@ without; volumes need none of it but the home.`,
 			}
 			for _, d := range list {
 				if d.Required && d.Status == statusMissing {
-					return exitError{exitFailure}
+					return errSaid
 				}
 			}
 			return nil

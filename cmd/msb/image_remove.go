@@ -86,7 +86,7 @@ func confirm(cmd *cobra.Command, question string) error {
 		return err
 	}
 	if a := strings.ToLower(strings.TrimSpace(answer)); a != "y" && a != "yes" {
-		return exitError{exitFailure}
+		return errSaid
 	}
 	return nil
 }

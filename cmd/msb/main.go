@@ -45,7 +45,12 @@ func run(argv []string) int {
 	defer stop()
 	root := newRootCmd(args...)
 	root.SetArgs(args)
+	out := &output{File: os.Stdout}
+	root.SetOut(out)
 	cmd, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		err = out.failed
+	}
 	if isUsage(err) && hintOf(err) == "" {
 		err = hinted{err, "see " + cmd.CommandPath() + " --help"}
 	}
@@ -130,11 +135,15 @@ type hinted struct {
 
 func (h hinted) Unwrap() error { return h.error }
 
-// exitError ends the command with a code and says nothing: whoever returns it
-// has said what there is to say (a guest program's exit code, for instance).
+// exitError ends the command with a code and says nothing: it is an answer, a
+// guest program's exit code for instance. No signal changes it.
 type exitError struct{ code int }
 
 func (e exitError) Error() string { return fmt.Sprintf("exit status %d", e.code) }
+
+// errSaid ends the command as any failure does and says nothing: whoever returns
+// it has said what failed.
+var errSaid = errors.New("failed")
 
 // usageError is a command line that cannot be understood.
 type usageError struct{ err error }
@@ -145,10 +154,12 @@ func (e usageError) Unwrap() error { return e.err }
 // usagef returns a usageError.
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
-// exitCode is the one place where errors become exit codes.
+// exitCode is the one place where errors become exit codes. Whatever error comes
+// out of a command that a signal has cut off, the signal is the reason; a command
+// that got done all the same is done.
 func exitCode(ctx context.Context, err error) int {
 	var exit exitError
-	var sig interrupt
+	sig, cutOff := signalled(ctx)
 	switch {
 	case err == nil:
 		return exitOK
@@ -156,7 +167,7 @@ func exitCode(ctx context.Context, err error) int {
 		return exit.code
 	case isUsage(err):
 		return exitUsage
-	case errors.As(context.Cause(ctx), &sig):
+	case cutOff:
 		return exitSignal + int(sig.sig)
 	}
 	return exitFailure
@@ -169,23 +180,41 @@ func isUsage(err error) bool {
 
 func isSilent(err error) bool {
 	var exit exitError
-	return errors.As(err, &exit)
+	return errors.As(err, &exit) || errors.Is(err, errSaid)
+}
+
+// signalled returns the signal that has ended ctx.
+func signalled(ctx context.Context) (sig interrupt, ok bool) {
+	ok = errors.As(context.Cause(ctx), &sig)
+	return sig, ok
 }
 
 // printEnd says how the command ended, unless it went well or who ended it has
 // spoken. What a signal cut off needs no explanation; what failed beside it does.
 func printEnd(w io.Writer, ctx context.Context, err error) {
-	var sig interrupt
+	var exit exitError
+	sig, cutOff := signalled(ctx)
 	switch {
-	case err == nil || isSilent(err):
-	case isUsage(err) || !errors.As(context.Cause(ctx), &sig):
-		printError(w, err)
-	case errors.Is(err, context.Canceled):
+	case err == nil || errors.As(err, &exit):
+	case isUsage(err) || !cutOff:
+		if !isSilent(err) {
+			printError(w, err)
+		}
+	case isSilent(err) || errors.Is(err, context.Canceled):
 		fmt.Fprintln(w, "msb:", sig)
 	default:
 		fmt.Fprintln(w, "msb:", sig)
 		printError(w, err)
 	}
+}
+
+// report says that one of several things failed, unless a signal has cut it off:
+// printEnd tells of that.
+func report(ctx context.Context, w io.Writer, err error) {
+	if _, cutOff := signalled(ctx); cutOff && errors.Is(err, context.Canceled) {
+		return
+	}
+	printError(w, err)
 }
 
 // printError writes an error as "msb: error: ..." and its hint, if it has one,

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -15,6 +16,36 @@ import (
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 )
+
+// output is standard output. It remembers its first error: a command that could
+// not say what it has done has failed.
+type output struct {
+	*os.File
+	failed error
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	n, err := o.File.Write(b)
+	return n, o.note(err)
+}
+
+func (o *output) WriteString(s string) (int, error) {
+	n, err := o.File.WriteString(s)
+	return n, o.note(err)
+}
+
+// ReadFrom lets the kernel copy.
+func (o *output) ReadFrom(r io.Reader) (int64, error) {
+	n, err := o.File.ReadFrom(r)
+	return n, o.note(err)
+}
+
+func (o *output) note(err error) error {
+	if err != nil && o.failed == nil {
+		o.failed = fmt.Errorf("standard output: %w", err)
+	}
+	return err
+}
 
 // outputFormat is the value of --format: "table" or "json".
 type outputFormat string

@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/microsandbox-go/microsandbox"
 )
@@ -97,6 +99,9 @@ func newFsWriteCmd() *cobra.Command {
 	var durable bool
 	cmd := fsCommand("write NAME PATH", "Replace a file by standard input", cobra.ExactArgs(2),
 		func(cmd *cobra.Command, fs *microsandbox.VolumeFs, paths []string) error {
+			if isClosed(cmd.InOrStdin()) {
+				return hinted{errors.New("standard input is closed: there is nothing to write"), "an empty file: " + cmd.UseLine() + " </dev/null"}
+			}
 			if durable {
 				fs = fs.Durable()
 			}
@@ -116,6 +121,20 @@ The file changes in one step when the input ends. If the command fails or is
 interrupted the old file stays.`
 	cmd.Flags().BoolVar(&durable, "durable", false, "return when the file would survive a power cut")
 	return cmd
+}
+
+// isClosed reports whether standard input was closed when the program began. Go
+// has then opened /dev/null there, for reading and writing, which a shell's
+// "</dev/null" is not. A file must not become empty because nobody passed one on.
+func isClosed(r io.Reader) bool {
+	if r != os.Stdin {
+		return false
+	}
+	const stdin = 0
+	var is, null unix.Stat_t
+	flags, err := unix.FcntlInt(stdin, unix.F_GETFL, 0)
+	return err == nil && flags&unix.O_ACCMODE == unix.O_RDWR && unix.Fstat(stdin, &is) == nil &&
+		unix.Stat(os.DevNull, &null) == nil && is.Rdev == null.Rdev && is.Mode&unix.S_IFMT == unix.S_IFCHR
 }
 
 // pump copies r to w until r ends or ctx does. Reading standard input cannot be

@@ -76,7 +76,7 @@ func runVolumePrune(cmd *cobra.Command, o volumePruneOptions) error {
 	}
 	for _, p := range list {
 		if err == nil && p.Kept == "" && p.Err != nil {
-			return exitError{exitFailure}
+			return errSaid
 		}
 	}
 	return err
@@ -117,7 +117,7 @@ func printPruned(cmd *cobra.Command, list []microsandbox.PrunedVolume, quiet boo
 		case p.Kept != "":
 			fmt.Fprintf(cmd.ErrOrStderr(), "msb: kept: volume %q is %s\n", p.Name, p.Kept)
 		case p.Err != nil:
-			printError(cmd.ErrOrStderr(), p.Err)
+			report(cmd.Context(), cmd.ErrOrStderr(), p.Err)
 		default:
 			fmt.Fprintln(out, p.Name)
 		}

@@ -39,14 +39,14 @@ func eachName(cmd *cobra.Command, names []string, quiet bool, do func(name strin
 			return err
 		}
 		if err := do(name); err != nil {
-			printError(cmd.ErrOrStderr(), err)
+			report(cmd.Context(), cmd.ErrOrStderr(), err)
 			failed = true
 		} else if !quiet {
 			fmt.Fprintln(cmd.OutOrStdout(), name)
 		}
 	}
 	if failed {
-		return exitError{exitFailure}
+		return errSaid
 	}
 	return nil
 }
