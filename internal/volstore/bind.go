@@ -113,7 +113,8 @@ func (s *Store) findBind(ctx context.Context, dir *os.File, limits ledger.Limits
 }
 
 // fetch looks for the ledger of a directory whose device had another number
-// before the machine has booted, and gives it its new name.
+// before the machine has booted, and gives it its new name. One that was used since
+// then is of another directory: that of a copy of the file system, for instance.
 func (b *bind) fetch(id records.Identity) error {
 	binds := b.s.home.Binds()
 	entries, err := os.ReadDir(binds)
@@ -127,7 +128,7 @@ func (b *bind) fetch(id records.Identity) error {
 		}
 		old := filepath.Join(binds, fmt.Sprintf("%s-%x", base, id.Ino))
 		note, err := readBindNote(old + ".json")
-		if err != nil || !note.Identity.Same(id) {
+		if err != nil || !note.Identity.Same(id) || !isForeign(old+".ledger") && !isForeign(b.paths.ledger) {
 			continue
 		}
 		// The note goes last: what a power cut leaves is fetched again.
@@ -139,6 +140,17 @@ func (b *bind) fetch(id records.Identity) error {
 		return errors.Join(b.save(), os.Remove(old+".json"))
 	}
 	return nil
+}
+
+// isForeign tells a ledger that was last used before the machine has booted.
+func isForeign(path string) bool {
+	f, err := openFile(path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	state, err := ledger.ReadState(int(f.Fd()))
+	return err == nil && state.Foreign
 }
 
 // mend makes a damaged ledger anew, if nobody has it: what was added is found
