@@ -55,10 +55,11 @@ var onlyUses = []struct {
 	{"internal/failpoint", nil, "a leaf"},
 	{"internal/home", []string{"internal/errdefs"}, "nearly a leaf"},
 	{"internal/version", nil, "a leaf"},
+	{"internal/mountinfo", nil, "a leaf"},
 	{"internal/fusewire", nil, "wire formats use the standard library only"},
 	{"internal/image/ext4", nil, "a format, which knows no images"},
 	{"internal/agentproto", []string{"internal/errdefs"}, "wire formats use the standard library and the CBOR library only"},
-	{"internal/guest", []string{"internal/agentproto", "internal/errdefs", "internal/failpoint", "internal/version"}, "the guest agent contains no host code"},
+	{"internal/guest", []string{"internal/agentproto", "internal/errdefs", "internal/failpoint", "internal/mountinfo", "internal/version"}, "the guest agent contains no host code"},
 	{"internal/volumefs", []string{"internal/errdefs", "internal/failpoint", "internal/ledger"}, "file access knows an open directory"},
 	{"internal/ledger", []string{"internal/errdefs", "internal/failpoint"}, "the ledger is shared by confined file servers and host programs"},
 }

@@ -62,11 +62,3 @@ func TestProbeSaysWhy(t *testing.T) {
 		t.Errorf("a mount namespace of our own user namespace: %v", err)
 	}
 }
-
-func TestUnescape(t *testing.T) {
-	for in, want := range map[string]string{`/a\040b`: "/a b", `/a\134`: `/a\`, "/plain": "/plain", `/end\04`: `/end\04`} {
-		if got := unescape(in); got != want {
-			t.Errorf("unescape(%q) = %q, want %q", in, got, want)
-		}
-	}
-}

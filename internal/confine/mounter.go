@@ -1,14 +1,14 @@
 package confine
 
 import (
-	"bufio"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/microsandbox-go/microsandbox/internal/mountinfo"
 )
 
 // mounter makes binds: with open_tree, mount_setattr and move_mount (Linux
@@ -81,27 +81,20 @@ func (m mounter) attach(s source, full string) error {
 // restrictBelow adds flags to every mount at and below a mount point. What a
 // mount has already is kept: in a user namespace it may not be taken away.
 func restrictBelow(point string, flags uintptr) error {
-	f, err := os.Open("/proc/self/mountinfo")
+	mounts, err := mountinfo.Self()
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	sc := bufio.NewScanner(f)
-	for sc.Scan() {
-		field := strings.Fields(sc.Text())
-		if len(field) < 6 {
-			return fmt.Errorf("mountinfo: %q", sc.Text())
-		}
-		at := unescape(field[4])
-		if at != point && !strings.HasPrefix(at, point+"/") {
+	for _, m := range mounts {
+		if !m.In(point) {
 			continue
 		}
-		all := flags | mountFlags(field[5]) | unix.MS_REMOUNT | unix.MS_BIND
-		if err := unix.Mount("", at, "", all, ""); err != nil {
-			return fmt.Errorf("restrict %s: %w", at, err)
+		all := flags | mountFlags(m.Options) | unix.MS_REMOUNT | unix.MS_BIND
+		if err := unix.Mount("", m.Point, "", all, ""); err != nil {
+			return fmt.Errorf("restrict %s: %w", m.Point, err)
 		}
 	}
-	return sc.Err()
+	return nil
 }
 
 // mountFlags are the flags of a mount's options that a remount would clear.
@@ -111,22 +104,6 @@ func mountFlags(options string) (flags uintptr) {
 		flags |= map[string]uintptr{"ro": mountRO, "nosuid": mountNoSuid, "nodev": mountNoDev, "noexec": mountNoExec}[o]
 	}
 	return flags
-}
-
-// unescape undoes the octal escapes of /proc/self/mountinfo.
-func unescape(s string) string {
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+3 < len(s) {
-			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(n))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(s[i])
-	}
-	return b.String()
 }
 
 // procSelfFd returns a descriptor of /proc/self/fd on a mount of its own that

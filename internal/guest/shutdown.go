@@ -1,13 +1,13 @@
 package guest
 
 import (
-	"os"
-	"strings"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/microsandbox-go/microsandbox/internal/agentproto"
+	"github.com/microsandbox-go/microsandbox/internal/mountinfo"
 )
 
 // defaultGrace is what programs get between SIGTERM and SIGKILL.
@@ -94,31 +94,17 @@ var kernelTypes = map[string]bool{
 
 // dataMounts lists mount points below the root from the last mounted to the
 // first (proc_pid_mountinfo(5): order of mounting).
-func dataMounts() []string {
-	b, err := os.ReadFile("/proc/self/mountinfo")
+func dataMounts() (out []string) {
+	mounts, err := mountinfo.Self()
 	if err != nil {
-		return nil
+		logf("agent: %v", err)
 	}
-	return parseMountinfo(string(b))
-}
-
-func parseMountinfo(text string) []string {
-	var out []string
-	for _, line := range strings.Split(text, "\n") {
-		before, after, ok := strings.Cut(line, " - ")
-		fields := strings.Fields(before)
-		fstype, _, _ := strings.Cut(after, " ")
-		if !ok || len(fields) < 5 || fields[4] == "/" || kernelTypes[fstype] {
-			continue
+	for _, m := range slices.Backward(mounts) {
+		if m.Point != "/" && !kernelTypes[m.Type] {
+			out = append(out, m.Point)
 		}
-		out = append([]string{unescapeMount(fields[4])}, out...)
 	}
 	return out
-}
-
-// unescapeMount undoes the octal escapes of mountinfo: space, tab, newline, \.
-func unescapeMount(s string) string {
-	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }
 
 // leave moves the agent back to the initramfs and unmounts the root's layers.

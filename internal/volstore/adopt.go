@@ -78,6 +78,9 @@ func (s *Store) stageStranger(name string, opt AdoptOptions) (_ *staging, err er
 		return nil, err
 	}
 	defer dir.Close()
+	if err := adoptable(name, dir.Name()); err != nil {
+		return nil, err
+	}
 	kind, capacity, fstype, err := look(dir, opt.Kind)
 	if err != nil {
 		return nil, err
@@ -105,6 +108,24 @@ func (s *Store) stageStranger(name string, opt AdoptOptions) (_ *staging, err er
 	}
 	st.seal(nil)
 	return st, errors.Join(dir.Sync(), syncDir(s.home.Volumes()))
+}
+
+// adoptable refuses a directory that could never be removed or renamed: one that
+// something is mounted on, or another user's.
+func adoptable(name, path string) error {
+	if err := noMounts(name, path); err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return &os.PathError{Op: "lstat", Path: path, Err: err}
+	}
+	own := int(st.Uid) == os.Geteuid() // who may change its mode
+	if err := unix.Faccessat(unix.AT_FDCWD, path, unix.W_OK|unix.X_OK, unix.AT_EACCESS); err != nil && !own {
+		return errdefs.Wrap(errdefs.InvalidConfig, err, "volume %q: %s belongs to user %d", name, path, st.Uid).
+			WithHint("change its owner first (chown), or adopt it as that user or as root")
+	}
+	return nil
 }
 
 // look decides of what kind a directory is, and reads a disk's size and type.
@@ -142,6 +163,9 @@ func (s *Store) readopt(ctx context.Context, db *records.DB, r *records.Volume) 
 	}
 	if id.Same(r.Identity) {
 		return nil, alreadyExists(r.Name)
+	}
+	if err := adoptable(r.Name, s.home.Volume(r.Name)); err != nil {
+		return nil, err
 	}
 	held, err := s.lockUnattachedNamed(ctx, r)
 	if err != nil {

@@ -170,6 +170,9 @@ func (s *Store) lockVolume(ctx context.Context, db *records.DB, r *records.Volum
 
 // removeLocked removes a volume whose name is locked and settled.
 func (s *Store) removeLocked(ctx context.Context, db *records.DB, r *records.Volume, found *settled) error {
+	if err := noMounts(r.Name, s.home.Volume(r.Name)); err != nil {
+		return err
+	}
 	held, err := s.lockUnattachedNamed(ctx, r)
 	if err != nil {
 		return err
@@ -188,18 +191,38 @@ func (s *Store) removeLocked(ctx context.Context, db *records.DB, r *records.Vol
 	if err != nil {
 		return errors.Join(err, makeAlive(s.home.State(r.ID)))
 	}
-	// The volume is gone. What fails from here on is left to the next command.
+	// The volume is gone, unless its directory cannot be moved. What else fails from
+	// here on is left to the next command.
 	if err := pointRecorded.Hit(); err != nil {
 		return err
 	}
 	if _, err := s.clearName(r.ID, r.Name, r.Identity); err != nil {
-		return err
+		return errors.Join(immovable(r.Name, s.home.Volume(r.Name), err), s.undelete(context.WithoutCancel(ctx), db, r))
 	}
 	if err := pointTrashed.Hit(); err != nil {
 		return err
 	}
 	reap()
 	return nil
+}
+
+// undelete gives a volume its record back whose data is still at its name.
+func (s *Store) undelete(ctx context.Context, db *records.DB, r *records.Volume) error {
+	have, ok, err := identityAt(s.home.Volume(r.Name))
+	if err != nil || !ok || !have.Same(r.Identity) {
+		return err
+	}
+	err = renameNew(filepath.Join(s.home.Trash(), r.ID), s.home.State(r.ID))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if err := db.InsertVolume(ctx, r, r.ID); err != nil {
+		return err
+	}
+	if _, err := s.ensureState(r); err != nil {
+		return err
+	}
+	return makeAlive(s.home.State(r.ID))
 }
 
 // deleteRecord replaces the record by a tombstone, and forgets those of earlier
@@ -294,6 +317,9 @@ func (s *Store) clearName(id, name string, data records.Identity) (moved bool, e
 		return false, err
 	}
 	moved, err = moveOwn(path, filepath.Join(trash, dataName), data)
+	if errors.Is(err, unix.EACCES) && makeMovable(path) {
+		moved, err = moveOwn(path, filepath.Join(trash, dataName), data)
+	}
 	if errors.Is(err, fs.ErrExist) { // data that an adoption has replaced, see unplaced
 		moved, err = moveOwn(path, filepath.Join(trash, dataName+"-adopted"), data)
 	}

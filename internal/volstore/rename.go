@@ -74,6 +74,9 @@ func (s *Store) rename(ctx context.Context, from, to, id string) (*Volume, error
 		return nil, err
 	}
 	defer unlock(held)
+	if err := s.canMove(r); err != nil {
+		return nil, err
+	}
 	ctx = context.WithoutCancel(ctx)
 	if err := db.RenameVolume(ctx, r.ID, from, to); err != nil {
 		return nil, err
@@ -88,19 +91,38 @@ func (s *Store) rename(ctx context.Context, from, to, id string) (*Volume, error
 	return s.volume(r), nil
 }
 
+// canMove refuses what could not be moved, or would leave the data behind.
+func (s *Store) canMove(r *records.Volume) error {
+	path := s.home.Volume(r.Name)
+	if err := noMounts(r.Name, path); err != nil {
+		return err
+	}
+	have, ok, err := identityAt(path)
+	if err == nil && ok && !have.Same(r.Identity) {
+		err = errdefs.New(errdefs.IO, "volume %q: %s is not the directory that it had", r.Name, path).
+			WithHint("make it the volume's with: msb volume adopt %s", r.Name)
+	}
+	return err
+}
+
 // finishMove moves the data of a volume to its new name. Both names are locked.
-// If a stranger has come to lie there meanwhile, the volume gets its old name
-// back.
+// If that cannot be done, because a stranger has come to lie there meanwhile or for
+// another reason, the volume gets its old name back; then r.MovingFrom is "".
 func (s *Store) finishMove(ctx context.Context, db *records.DB, r *records.Volume) error {
 	from, to := s.home.Volume(r.MovingFrom), s.home.Volume(r.Name)
-	_, err := moveOwn(from, to, r.Identity)
-	if errors.Is(err, fs.ErrExist) {
+	moved, err := moveOwn(from, to, r.Identity)
+	if err != nil && !moved {
 		name := r.Name
-		if err := db.RenameVolume(ctx, r.ID, "", r.MovingFrom); err != nil {
-			return err
+		if errors.Is(err, fs.ErrExist) {
+			err = strangerAt(name, to)
+		} else {
+			err = immovable(r.MovingFrom, from, err)
+		}
+		if undo := db.RenameVolume(ctx, r.ID, "", r.MovingFrom); undo != nil {
+			return errors.Join(err, undo)
 		}
 		r.Name, r.MovingFrom = r.MovingFrom, ""
-		return strangerAt(name, to)
+		return err
 	}
 	if err != nil {
 		return err

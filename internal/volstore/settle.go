@@ -299,21 +299,20 @@ func (s *Store) settleMoves(ctx context.Context, db *records.DB, lock *nameLock,
 		}
 		releaseFrom, ok := lock.also(r.MovingFrom)
 		if ok {
-			to := r.Name
+			from, to := r.MovingFrom, r.Name
 			err = s.finishMove(ctx, db, r)
 			releaseFrom()
-			if errdefs.Is(err, errdefs.VolumeAlreadyExists) {
-				releaseTo()
-				out.add(Finding{Kind: FoundMove, ID: r.ID, Name: r.Name, Path: s.home.Volume(r.Name), Action: "gave up an interrupted rename to " + to + ", where a stranger is"})
-				continue
+			action := "completed an interrupted rename from " + from
+			if err != nil && r.Name == from { // undone
+				err, action = nil, "gave up an interrupted rename to "+to+": "+err.Error()
+			}
+			if err == nil {
+				out.add(Finding{Kind: FoundMove, ID: r.ID, Name: r.Name, Path: s.home.Volume(r.Name), Action: action})
 			}
 		}
 		releaseTo()
 		if err != nil && (slices.Contains(lock.names, r.Name) || slices.Contains(lock.names, r.MovingFrom)) {
 			return err
-		}
-		if ok && err == nil {
-			out.add(Finding{Kind: FoundMove, ID: r.ID, Name: r.Name, Path: s.home.Volume(r.Name), Action: "completed an interrupted rename from " + r.MovingFrom})
 		}
 	}
 	return nil

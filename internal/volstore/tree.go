@@ -125,13 +125,15 @@ func (r *remover) unlink(dir *os.File, name string, flags int) error {
 }
 
 func (r *remover) open(parent *os.File, name string) (*os.File, error) {
-	const flags = unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
-	fd, err := unix.Openat(int(parent.Fd()), name, flags, 0)
+	fd, err := openSub(parent, name, 0)
 	if errors.Is(err, unix.EACCES) {
 		if err := chmodDir(parent, name); err != nil {
 			return nil, err
 		}
-		fd, err = unix.Openat(int(parent.Fd()), name, flags, 0)
+		fd, err = openSub(parent, name, 0)
+	}
+	if errors.Is(err, unix.EXDEV) {
+		return nil, &os.PathError{Op: "remove", Path: filepath.Join(parent.Name(), name), Err: errMounted}
 	}
 	if err != nil {
 		return nil, err
@@ -139,11 +141,38 @@ func (r *remover) open(parent *os.File, name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
+// errMounted keeps a removal from what is not the tree's.
+var errMounted = fmt.Errorf("a file system is mounted on it (%w)", unix.EBUSY)
+
+// openSub opens a directory in another one, EXDEV if something is mounted on it.
+// Without openat2 (Linux 5.6), other file systems are told apart only.
+func openSub(parent *os.File, name string, flags int) (int, error) {
+	flags |= unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	how := unix.OpenHow{Flags: uint64(flags), Resolve: unix.RESOLVE_NO_XDEV}
+	fd, err := unix.Openat2(int(parent.Fd()), name, &how)
+	if !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EPERM) {
+		return fd, err
+	}
+	if fd, err = unix.Openat(int(parent.Fd()), name, flags, 0); err != nil {
+		return -1, err
+	}
+	var above, st unix.Stat_t
+	err = errors.Join(unix.Fstat(int(parent.Fd()), &above), unix.Fstat(fd, &st))
+	if err == nil && st.Dev != above.Dev {
+		err = unix.EXDEV
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
 // chmodDir makes a directory of ours accessible without following a symlink
 // that may have been put there: through a descriptor of the directory itself.
 func chmodDir(parent *os.File, name string) error {
 	_ = unix.Fchmod(int(parent.Fd()), 0o700)
-	fd, err := unix.Openat(int(parent.Fd()), name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := openSub(parent, name, unix.O_PATH)
 	if err != nil {
 		return err
 	}

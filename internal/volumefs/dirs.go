@@ -73,7 +73,7 @@ func (m *madeDirs) descend(name string) error {
 		return err
 	}
 	m.fresh = append(m.fresh, fresh)
-	fd, err := openat(m.end(), name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	fd, err := m.fs.openIn(m.end(), name, unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
 		return err
 	}

@@ -62,6 +62,7 @@ type FS struct {
 	proc    int // /proc/self/fd
 	scratch int // -1: none
 	kernel  bool
+	mount   mountID // of root, where openat2 does not tell mounts apart
 
 	opening sync.Mutex // while the ledger is opened
 	counted atomic.Pointer[accounting]
@@ -87,7 +88,9 @@ func New(root *os.File, o Options) (*FS, error) {
 	}
 	f.noUnnamed.Store(o.NoUnnamed)
 	f.noXattrAt.Store(o.NoXattrAt)
-	f.kernel = o.Resolver == Auto && f.hasOpenat2()
+	if f.kernel = o.Resolver == Auto && f.hasOpenat2(); !f.kernel {
+		f.mount = f.mountOf(f.root)
+	}
 	return f, nil
 }
 

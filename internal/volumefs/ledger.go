@@ -198,7 +198,7 @@ func (f *FS) accountName(dir int, name string, more ...uint64) (*named, error) {
 		return n, nil
 	}
 	for range maxPasses {
-		fd, err := openPath(dir, name)
+		fd, err := f.openIn(dir, name, unix.O_PATH)
 		if err != nil && err != unix.ENOENT {
 			return nil, err
 		}

@@ -138,7 +138,7 @@ type treeRemoval struct {
 
 // enter opens a directory and makes it the current level.
 func (t *treeRemoval) enter(dir int, name string) error {
-	fd, err := openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	fd, err := t.fs.openIn(dir, name, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return err
 	}

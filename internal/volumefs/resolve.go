@@ -49,8 +49,8 @@ func (l last) String() string { return [...]string{"follow", "create", "itself",
 var errSlow = errors.New("volumefs: walk needed")
 
 // beneath makes openat2 fail with EXDEV on every step that would leave the
-// root, and with ELOOP on links of /proc.
-const beneath = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS
+// root or enter what is mounted below it, and with ELOOP on links of /proc.
+const beneath = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV
 
 // openBeneath opens a clean path below the root, links followed, in one system
 // call. The walk is asked when the kernel gives up on ".." in a link because
@@ -104,7 +104,7 @@ func (f *FS) findFast(rel string, l last) (*spot, error) {
 	if name == "" {
 		err = s.openSelf()
 	} else {
-		err = s.openName()
+		err = f.openName(s)
 	}
 	switch {
 	case err == unix.ENOENT && l.mayMiss():
@@ -129,8 +129,8 @@ func (f *FS) findFast(rel string, l last) (*spot, error) {
 }
 
 // openName fills fd and st with what has the name.
-func (s *spot) openName() (err error) {
-	s.fd, err = openPath(s.dir, s.name)
+func (f *FS) openName(s *spot) (err error) {
+	s.fd, err = f.openIn(s.dir, s.name, unix.O_PATH)
 	if err != nil {
 		return err
 	}
@@ -207,10 +207,51 @@ func (f *FS) reopen(fd, flags int) (int, error) {
 	return openat(f.proc, strconv.Itoa(fd), flags, 0)
 }
 
-// openPath opens a name in a directory with O_PATH, not following it: this
-// neither waits nor wakes anybody, whatever the name is.
-func openPath(dir int, name string) (int, error) {
-	return openat(dir, name, unix.O_PATH|unix.O_NOFOLLOW, 0)
+// openIn opens a single name in a directory, not following it; with O_PATH this
+// neither waits nor wakes anybody, whatever the name is. What is mounted there is
+// not the volume's: errEscape.
+func (f *FS) openIn(dir int, name string, flags int) (int, error) {
+	flags |= unix.O_NOFOLLOW
+	if !f.kernel {
+		fd, err := openat(dir, name, flags, 0)
+		if err == nil && f.mountOf(fd) != f.mount {
+			_ = unix.Close(fd)
+			return -1, errEscape
+		}
+		return fd, err
+	}
+	how := unix.OpenHow{Flags: uint64(flags) | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_XDEV}
+	for {
+		fd, err := unix.Openat2(dir, name, &how)
+		switch err {
+		case nil:
+			return fd, nil
+		case unix.EINTR, unix.EAGAIN:
+		case unix.EXDEV:
+			return -1, errEscape
+		default:
+			return -1, err
+		}
+	}
+}
+
+// mountID tells a mount from others: by its file system alone where the kernel does
+// not say more (Linux 5.8).
+type mountID struct {
+	major, minor uint32
+	id           uint64
+}
+
+func (f *FS) mountOf(fd int) mountID {
+	var stx unix.Statx_t
+	if unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &stx) != nil {
+		return mountID{}
+	}
+	m := mountID{major: stx.Dev_major, minor: stx.Dev_minor}
+	if stx.Mask&unix.STATX_MNT_ID != 0 {
+		m.id = stx.Mnt_id
+	}
+	return m
 }
 
 // openat is unix.Openat, closed on exec and repeated after a signal.

@@ -61,7 +61,7 @@ func (w *walk) step(l last) (*spot, error) {
 		return nil, w.up(1)
 	}
 	s := &spot{dir: w.top(), name: name, fd: -1}
-	err := s.openName()
+	err := w.f.openName(s)
 	if err == unix.ENOENT {
 		return w.miss(name, l)
 	}
@@ -212,7 +212,7 @@ func (w *walk) top() int { return w.dirs[len(w.dirs)-1] }
 
 // push opens a name in dir and makes it the current directory.
 func (w *walk) push(dir int, name string) error {
-	fd, err := openat(dir, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	fd, err := w.f.openIn(dir, name, unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
 		return err
 	}
