@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
@@ -122,18 +121,24 @@ func checkKeyRef(name, ref string) error {
 
 // readConfigFile returns the zero value when there is no file.
 func readConfigFile() (configFile, error) {
-	path := os.Getenv(envConfig)
+	path, read := os.Getenv(envConfig), os.ReadFile
+	var dir home.Dir
 	if path == "" {
-		dir, err := home.Resolve()
-		if err != nil {
+		var err error
+		if dir, err = home.Resolve(); err != nil {
 			return configFile{}, toPublic(errdefs.Wrap(errdefs.InvalidConfig, err, "home directory"))
 		}
-		path = filepath.Join(string(dir), "config.json")
+		path, read = dir.Config(), home.ReadFile
 	}
 	var file configFile
-	b, err := os.ReadFile(path)
+	b, err := read(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return file, nil
+	}
+	if err != nil && dir != "" {
+		if wrong := dir.Check(); wrong != nil {
+			return file, toPublic(wrong)
+		}
 	}
 	if err == nil {
 		err = json.Unmarshal(b, &file)

@@ -122,6 +122,8 @@ func homeDiagnosis(h home.Dir) diagnosis {
 	fi, err := os.Stat(string(h))
 	foreign := h.Foreign()
 	switch {
+	case h.Check() != nil:
+		d = missing(d, h.Check())
 	case foreign != nil:
 		d.Status, d.Detail, d.Remedy = statusMissing, foreign.Error(), "set "+home.EnvVar+" to a directory of yours"
 	case errors.Is(err, os.ErrNotExist):

@@ -40,6 +40,9 @@ replaced (foreign-data), bookkeeping without a record (orphan-state).`,
 				look = microsandbox.CheckVolumes
 			}
 			found, err := look(cmd.Context())
+			if err != nil && len(found) == 0 {
+				return err
+			}
 			return errors.Join(err, printFindings(cmd, found, format))
 		},
 	}

@@ -1,5 +1,5 @@
-// Package home names every file of the data directory, and nothing else. The
-// layout is described in docs/on-disk.md.
+// Package home names every file of the data directory and opens them. The layout
+// is described in docs/on-disk.md.
 package home
 
 import (
@@ -80,6 +80,9 @@ func (d Dir) join(elem ...string) string {
 
 // DB is the SQLite database of records.
 func (d Dir) DB() string { return d.join("msb.db") }
+
+// Config is the configuration file, which selects a backend; msb never writes it.
+func (d Dir) Config() string { return d.join("config.json") }
 
 // PeerDB is where the peer keeps its records; its presence makes the home foreign.
 func (d Dir) PeerDB() string { return d.join("db", "msb.db") }

@@ -27,6 +27,8 @@ func WithHint(e *errdefs.Error) *errdefs.Error {
 		return e.WithHint("set %s to a directory that you may write to", EnvVar)
 	case errors.Is(e, unix.ENOTDIR):
 		return e.WithHint("a file is where a directory must be: move it away, or set %s to another directory", EnvVar)
+	case errors.Is(e, ErrNotRegular):
+		return e.WithHint("move it away")
 	case errors.Is(e, unix.ENOSPC), errors.Is(e, unix.EDQUOT):
 		return e.WithHint("free some space, or set %s to a directory on another disk", EnvVar)
 	}

@@ -62,6 +62,9 @@ func (d *DB) wrap(err error, what string) error {
 		return errdefs.Wrap(errdefs.IO, err, "%s: no space left for the records in %s", what, d.home).
 			WithHint("free some space, for example with: msb volume rm NAME")
 	case codeReadonly, codeCantOpen:
+		if wrong := d.irregular(); wrong != nil {
+			return wrong
+		}
 		return errdefs.Wrap(errdefs.IO, err, "%s: the home %s is not writable", what, d.home).
 			WithHint("set MSB_HOME to a directory that you may write to")
 	case codeCorrupt, codeNotADB:

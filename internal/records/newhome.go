@@ -103,7 +103,7 @@ func withReserve(db []byte, n int) []byte {
 // lockHome takes the lock that serializes making and migrating a home: a flock
 // on its directory, which ends with the process. Closing the file frees it.
 func lockHome(ctx context.Context, h home.Dir) (*os.File, error) {
-	f, err := os.Open(string(h))
+	f, err := os.OpenFile(string(h), unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -144,7 +144,7 @@ func mkdirSynced(path string) error {
 }
 
 func writeSynced(path string, data []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := home.OpenFile(path, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC)
 	if err != nil {
 		return err
 	}
@@ -156,7 +156,7 @@ func writeSynced(path string, data []byte) error {
 }
 
 func syncDir(path string) error {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, unix.O_DIRECTORY, 0)
 	if err != nil {
 		return err
 	}

@@ -52,6 +52,9 @@ func Open(ctx context.Context, h home.Dir) (*DB, error) {
 		return nil, err
 	}
 	if _, err := os.Stat(h.DB()); errors.Is(err, fs.ErrNotExist) {
+		if err := h.Check(); err != nil {
+			return nil, err
+		}
 		if err := makeHome(ctx, h); err != nil {
 			return nil, h.Unusable(err)
 		}
@@ -94,9 +97,30 @@ func newDB(h home.Dir) *DB {
 	return d
 }
 
+// irregular tells what is wrong with the home or lies in the place of the database
+// or its journal, if something is: SQLite would wait for a pipe, and has one error
+// for all of that.
+func (d *DB) irregular() error {
+	if err := d.home.Check(); err != nil {
+		return err
+	}
+	for _, path := range []string{d.home.DB(), d.home.DB() + "-journal"} {
+		if err := home.CheckRegular(path); err != nil {
+			return errdefs.Wrap(errdefs.IO, err, "the records in %s", d.home).
+				WithHint("move %s away, and put a copy back if you have one", path)
+		}
+	}
+	return nil
+}
+
 // connect replaces the connection. Nothing is read or locked yet.
 func (d *DB) connect(path, mode string) error {
 	d.disconnect()
+	if !d.at.regular() || !d.journalAt.regular() {
+		if err := d.irregular(); err != nil {
+			return err
+		}
+	}
 	if err := registerVFS(); err != nil {
 		return d.wrap(err, "open")
 	}

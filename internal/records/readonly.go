@@ -47,6 +47,9 @@ const (
 // since nobody can write here.
 func (d *DB) copyAside() error {
 	d.disconnect()
+	if err := d.irregular(); err != nil {
+		return err
+	}
 	src, err := os.Open(d.home.DB())
 	if err != nil {
 		return err
@@ -102,14 +105,18 @@ type stamp struct {
 	dev, ino uint64
 	size     int64
 	mtime    unix.Timespec
+	mode     uint32
 }
+
+// regular tells that it was a file.
+func (s stamp) regular() bool { return s.mode&unix.S_IFMT == unix.S_IFREG }
 
 func stampOf(path string) stamp {
 	var st unix.Stat_t
 	if unix.Stat(path, &st) != nil {
 		return stamp{}
 	}
-	return stamp{st.Dev, st.Ino, st.Size, st.Mtim}
+	return stamp{st.Dev, st.Ino, st.Size, st.Mtim, st.Mode}
 }
 
 // Stale reports whether the handle no longer shows the home's records: the

@@ -10,6 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 	"modernc.org/libc"
 	sqlite3 "modernc.org/sqlite/lib"
+
+	"github.com/microsandbox-go/microsandbox/internal/home"
 )
 
 // vfsName names the VFS of this package (sqlite.org/vfs.html). It is SQLite's
@@ -23,6 +25,7 @@ import (
 //     made: SQLite syncs the directory in every transaction, because it opens the
 //     journal with the flag that would make it.
 //   - It gathers a journal in memory and writes and syncs it at once: see journal.go.
+//   - It opens files only, and so waits for no pipe.
 //   - Between the sync of the database and the end of the journal, which makes a
 //     transaction committed, it waits for what the transaction's changes wait for
 //     (see change.ready).
@@ -128,6 +131,11 @@ type (
 
 // vfsOpen is xOpen: SQLite's own, then the file gets our methods.
 func vfsOpen(tls *libc.TLS, _, name, file uintptr, flags int32, outFlags uintptr) int32 {
+	const ours = sqlite3.SQLITE_OPEN_MAIN_DB | sqlite3.SQLITE_OPEN_MAIN_JOURNAL
+	if flags&ours != 0 && home.CheckRegular(libc.GoString(name)) != nil {
+		*at[sqlite3.Tsqlite3_file](file) = sqlite3.Tsqlite3_file{} // nothing to close
+		return sqlite3.SQLITE_CANTOPEN
+	}
 	open := method[openFunc](&at[sqlite3.Tsqlite3_vfs](vfs.unix).FxOpen)
 	switch {
 	case flags&sqlite3.SQLITE_OPEN_MAIN_DB != 0:

@@ -180,7 +180,7 @@ func (s *Store) hold(ctx context.Context, v *Volume, mode AttachMode, h Holder) 
 // was made gets its name.
 func (s *Store) openAttach(ctx context.Context, v *Volume) (*os.File, error) {
 	path := filepath.Join(s.home.State(v.ID), attachName)
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	f, err := openFile(path, unix.O_RDWR)
 	if err == nil && !exists(v.Path) && s.isUnplaced(v.ID) {
 		err = errors.Join(fs.ErrNotExist, f.Close())
 	}
@@ -192,7 +192,7 @@ func (s *Store) openAttach(ctx context.Context, v *Volume) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err = os.OpenFile(path, os.O_RDWR, 0)
+	f, err = openFile(path, unix.O_RDWR)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, records.VolumeNotFound(v.Name) // removed since
 	}
@@ -286,7 +286,7 @@ func linkCount(f *os.File) uint64 {
 
 // Holders lists who has the volume with this id attached.
 func (s *Store) Holders(ctx context.Context, id string) ([]Holder, error) {
-	f, err := os.Open(filepath.Join(s.home.State(id), attachName))
+	f, err := openFile(filepath.Join(s.home.State(id), attachName), unix.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/home"
 )
 
 const hintNoRoom = "free some space, for example with: msb volume rm NAME"
@@ -44,6 +45,8 @@ func (s *Store) classify(op, name string, err error) *errdefs.Error {
 	case errors.Is(err, unix.EROFS), errors.Is(err, fs.ErrPermission):
 		return errdefs.Wrap(errdefs.IO, err, "%s: the home %s is not writable", what, s.home).
 			WithHint("set MSB_HOME to a directory that you may write to")
+	case errors.Is(err, home.ErrNotRegular):
+		return errdefs.Wrap(errdefs.Filesystem, err, "%s", what).WithHint("move it away: what belongs there is made anew")
 	}
 	return errdefs.Wrap(errdefs.IO, err, "%s", what)
 }

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/microsandbox-go/microsandbox/internal/diskimg"
+	"github.com/microsandbox-go/microsandbox/internal/home"
 	"github.com/microsandbox-go/microsandbox/internal/records"
 )
 
@@ -96,7 +97,7 @@ func appendText(b []byte, text string) []byte {
 	return append(append(append(b, '"'), text...), '"')
 }
 
-// readFile is os.ReadFile of a small file, see openFile.
+// readFile is os.ReadFile of a small file of the home.
 func readFile(path string) ([]byte, error) {
 	f, err := openFile(path, unix.O_RDONLY)
 	if err != nil {
@@ -166,9 +167,11 @@ func syncDir(path string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// openFile is os.OpenFile without its five system calls that find out whether the
-// runtime can poll the file.
+// openFile is home.OpenFile for files and directories.
 func openFile(path string, flags int) (*os.File, error) {
+	if flags&(unix.O_DIRECTORY|unix.O_PATH) == 0 {
+		return home.OpenFile(path, flags)
+	}
 	for {
 		fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0o600)
 		if err == nil {
