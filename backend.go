@@ -126,9 +126,12 @@ func (b *LocalBackend) ListVolumes(ctx context.Context, opts ...VolumeListOption
 	for _, set := range opts {
 		set(&filter)
 	}
-	list, err := b.store.List(ctx, volstore.Filter{Labels: filter.labels})
+	list, err := b.store.List(ctx, volstore.Filter{Labels: filter.labels, LabelKeys: filter.keys})
 	if err != nil {
 		return nil, toPublic(err)
+	}
+	if filter.nothing {
+		list = nil
 	}
 	handles := make([]*VolumeHandle, len(list))
 	for i, v := range list {

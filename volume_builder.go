@@ -80,16 +80,33 @@ func (c *VolumeConfig) addLabels(labels map[string]string) {
 // VolumeListOption narrows what [ListVolumesWith] returns.
 type VolumeListOption func(*volumeFilter)
 
-type volumeFilter struct{ labels map[string]string }
+type volumeFilter struct {
+	labels  map[string]string
+	keys    []string
+	nothing bool // two values of one label are asked for
+}
 
-// WithVolumeListLabels selects the volumes that have all of these labels.
+// WithVolumeListLabels selects the volumes that have all of these labels with
+// these values; an empty value is one like others. A list with several such
+// options selects what all of them do: with two values for one key, nothing.
 func WithVolumeListLabels(labels map[string]string) VolumeListOption {
 	return func(f *volumeFilter) {
 		if f.labels == nil {
 			f.labels = map[string]string{}
 		}
-		maps.Copy(f.labels, labels)
+		for k, v := range labels {
+			if other, ok := f.labels[k]; ok && other != v {
+				f.nothing = true
+			}
+			f.labels[k] = v
+		}
 	}
+}
+
+// WithVolumeListLabelKeys selects the volumes that have labels with all of these
+// keys, whatever their values.
+func WithVolumeListLabelKeys(keys ...string) VolumeListOption {
+	return func(f *volumeFilter) { f.keys = append(f.keys, keys...) }
 }
 
 // VolumeBuilder collects a [VolumeSpec]. Setters never fail and do no I/O;

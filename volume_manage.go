@@ -152,6 +152,7 @@ type VolumePruneOptions struct {
 	Kind      VolumeKind        // "": both
 	OlderThan time.Duration     // created at least this long ago; 0: at any time
 	DryRun    bool              // say what would be removed, remove nothing
+	LabelKeys []string          // all must be present, with any value
 }
 
 // PrunedVolume is what [PruneVolumes] did with one volume that it selected.
@@ -179,7 +180,7 @@ func PruneVolumes(ctx context.Context, o VolumePruneOptions) ([]PrunedVolume, er
 
 // PruneVolumes is the function of that name in this home.
 func (b *LocalBackend) PruneVolumes(ctx context.Context, o VolumePruneOptions) ([]PrunedVolume, error) {
-	f := volstore.PruneFilter{Labels: o.Labels, Kind: string(o.Kind), DryRun: o.DryRun}
+	f := volstore.PruneFilter{Filter: volstore.Filter{Labels: o.Labels, LabelKeys: o.LabelKeys}, Kind: string(o.Kind), DryRun: o.DryRun}
 	if o.OlderThan != 0 {
 		f.Before = time.Now().Add(-o.OlderThan)
 	}

@@ -195,6 +195,15 @@ func TestListVolumes(t *testing.T) {
 	if got := names(WithVolumeListLabels(map[string]string{"all": "yes"}), WithVolumeListLabels(map[string]string{"name": "b"})); !reflect.DeepEqual(got, []string{"b"}) {
 		t.Errorf("filtered list %v", got)
 	}
+	if got := names(WithVolumeListLabels(map[string]string{"name": "a"}), WithVolumeListLabels(map[string]string{"name": "b"})); got != nil {
+		t.Errorf("two values of one label select %v", got)
+	}
+	if got := names(WithVolumeListLabelKeys("all", "name"), WithVolumeListLabels(map[string]string{"name": "b"})); !reflect.DeepEqual(got, []string{"b"}) {
+		t.Errorf("keys select %v", got)
+	}
+	if got := names(WithVolumeListLabelKeys("all", "none")); got != nil {
+		t.Errorf("a key that nobody has selects %v", got)
+	}
 	if got := names(WithVolumeListLabels(map[string]string{"name": "z"})); got != nil {
 		t.Errorf("filtered list %v", got)
 	}

@@ -36,6 +36,9 @@ var jsonOutputs = map[string]any{
 	"msb volume fs stat": statJSON{},
 }
 
+// jsonLists are commands that print one object or many.
+var jsonLists = map[string]string{"msb volume usage": "; without NAME a list of such objects"}
+
 const commandsFile = "../../docs/cli.md"
 
 const commandsHead = `# Commands
@@ -58,7 +61,8 @@ colours. Names that others have chosen are printed with control characters escap
 | any | ` + "`run` and `exec`" + `: the program's own |
 
 Times in JSON are UTC in RFC 3339 with nanoseconds; ` + "`null`" + ` means unknown or none. Fields may be
-added, never renamed. Every command has ` + "`-h, --help`" + `.
+added, never renamed. Every command has ` + "`-h, --help`" + `. A flag of ` + "`msb volume`" + ` that takes one value is
+refused when it is given two.
 `
 
 // TestCommandsDocumented compares docs/cli.md with the commands; with
@@ -111,6 +115,9 @@ func visibleCommands(c *cobra.Command) []*cobra.Command {
 
 func describeCommand(b *bytes.Buffer, c *cobra.Command) error {
 	fmt.Fprintf(b, "\n## %s\n\n%s.\n\n    %s\n\n", c.CommandPath(), c.Short, c.UseLine())
+	if c.Long != "" {
+		fmt.Fprintf(b, "%s\n\n", strings.ReplaceAll(c.Long, "\n  ", "\n    ")) // code
+	}
 	if len(c.Aliases) > 0 {
 		fmt.Fprintf(b, "Also: %s.\n\n", strings.Join(c.Aliases, ", "))
 	}
@@ -141,7 +148,7 @@ func describeCommand(b *bytes.Buffer, c *cobra.Command) error {
 		b.WriteString("\nJSON: a list of objects.\n\n")
 		typ = typ.Elem()
 	default:
-		b.WriteString("\nJSON: an object.\n\n")
+		b.WriteString("\nJSON: an object" + jsonLists[c.CommandPath()] + ".\n\n")
 	}
 	b.WriteString("| Field | Type |\n|---|---|\n")
 	describeFields(b, "", typ)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -121,20 +122,20 @@ type sandboxRow struct {
 func newLsCmd() *cobra.Command {
 	var format outputFormat
 	var quiet, running, stopped bool
-	var labels labelsFlag
+	var labels labelFilter
 	cmd := &cobra.Command{
 		Use: "ls", Aliases: []string{"list", "ps"},
 		Short: "List sandboxes, newest first",
 		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			page, err := microsandbox.ListSandboxesWith(cmd.Context(), microsandbox.WithListLabels(labels))
+			page, err := microsandbox.ListSandboxesWith(cmd.Context(), microsandbox.WithListLabels(labels.labels))
 			if err != nil {
 				return err
 			}
 			rows := []sandboxRow{}
 			for _, h := range page.Sandboxes {
 				alive := h.Status() == microsandbox.SandboxStatusRunning
-				if running && !alive || stopped && alive {
+				if running && !alive || stopped && alive || !hasKeys(h.Labels(), labels.keys) {
 					continue
 				}
 				rows = append(rows, sandboxRow{h.Name(), string(h.Status()), h.Cause(), jsonTime(h.CreatedAt()), h.Image()})
@@ -144,10 +145,17 @@ func newLsCmd() *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&running, "running", false, "only running ones")
 	cmd.Flags().BoolVar(&stopped, "stopped", false, "only those that do not run")
-	cmd.Flags().Var(&labels, "label", "only those with label `KEY[=VALUE]` (repeatable)")
+	cmd.Flags().Var(&labels, "label", "only those with label `KEY[=VALUE]`, without =VALUE with any value of it; repeated, with all of them")
 	quietFlag(cmd, &quiet, "print names only")
 	formatFlag(cmd, &format)
 	return cmd
+}
+
+func hasKeys(labels map[string]string, keys []string) bool {
+	return !slices.ContainsFunc(keys, func(key string) bool {
+		_, ok := labels[key]
+		return !ok
+	})
 }
 
 func printSandboxes(cmd *cobra.Command, rows []sandboxRow, page *microsandbox.SandboxPage, format outputFormat, quiet bool) error {

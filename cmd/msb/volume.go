@@ -1,9 +1,11 @@
 package main
 
 import (
+	"fmt"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/microsandbox-go/microsandbox"
 )
@@ -32,7 +34,7 @@ func newVolumeCmd(argv ...string) *cobra.Command {
 	needed := neededOf(volumeCommands, argv)
 	for _, l := range volumeCommands {
 		if needed == "" || needed == l.words {
-			cmd.AddCommand(l.make())
+			cmd.AddCommand(onlyOnce(l.make()))
 		}
 	}
 	return cmd
@@ -42,7 +44,7 @@ func newVolumeCmd(argv ...string) *cobra.Command {
 func newVolumesCmd() *cobra.Command {
 	cmd := newVolumeListCmd("volumes", "vols")
 	cmd.Hidden = true
-	return cmd
+	return onlyOnce(cmd)
 }
 
 // completeVolumes completes the first arguments with names of volumes: one of
@@ -75,7 +77,7 @@ func contains(list []string, s string) bool {
 	return false
 }
 
-// labelsFlag is a repeatable --label KEY[=VALUE].
+// labelsFlag is a repeatable --label KEY[=VALUE]. A label has one value.
 type labelsFlag map[string]string
 
 func (l *labelsFlag) String() string { return "" }
@@ -89,8 +91,65 @@ func (l *labelsFlag) Set(s string) error {
 	if *l == nil {
 		*l = labelsFlag{}
 	}
+	if other, ok := (*l)[key]; ok && other != value {
+		return usagef("label %q cannot be both %q and %q", key, other, value)
+	}
 	(*l)[key] = value
 	return nil
+}
+
+// labelFilter is a repeatable --label KEY[=VALUE] that selects what has all of
+// these labels; without =VALUE, with any value.
+type labelFilter struct {
+	labels labelsFlag
+	keys   []string
+}
+
+func (l *labelFilter) String() string { return "" }
+func (l *labelFilter) Type() string   { return "KEY[=VALUE]" }
+
+func (l *labelFilter) Set(s string) error {
+	if strings.Contains(s, "=") || s == "" {
+		return l.labels.Set(s)
+	}
+	l.keys = append(l.keys, s)
+	return nil
+}
+
+// isSet reports whether anything is to be filtered.
+func (l *labelFilter) isSet() bool { return len(l.labels)+len(l.keys) > 0 }
+
+// onceFlag refuses a second value of a flag that takes one: of two filters, one
+// would be lost without a word.
+type onceFlag struct {
+	pflag.Value
+	given *string
+}
+
+func (o *onceFlag) Set(s string) error {
+	if o.given != nil && *o.given != s {
+		return fmt.Errorf("given twice, as %q and as %q", *o.given, s)
+	}
+	o.given = &s
+	return o.Value.Set(s)
+}
+
+// onlyOnce makes every flag of a command, and of those below it, that is not a
+// list refuse a second value.
+func onlyOnce(cmd *cobra.Command) *cobra.Command {
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		switch f.Value.(type) {
+		case *labelsFlag, *labelFilter, pflag.SliceValue:
+		default:
+			if f.Value.Type() != "bool" {
+				f.Value = &onceFlag{Value: f.Value}
+			}
+		}
+	})
+	for _, c := range cmd.Commands() {
+		onlyOnce(c)
+	}
+	return cmd
 }
 
 // mibFlag is a size in MiB; see parseMiB.

@@ -48,7 +48,7 @@ func knownUse(h *microsandbox.VolumeHandle) *uint64 {
 }
 
 type volumeListOptions struct {
-	labels labelsFlag
+	labels labelFilter
 	format outputFormat
 	quiet  bool
 	usage  bool
@@ -63,7 +63,7 @@ func newVolumeListCmd(use string, aliases ...string) *cobra.Command {
 		Args:    noArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return runVolumeList(cmd, o) },
 	}
-	cmd.Flags().Var(&o.labels, "label", "only volumes with this label, may be repeated")
+	cmd.Flags().Var(&o.labels, "label", "only volumes with this label, without =VALUE with any value of it; repeated, with all of them")
 	formatFlag(cmd, &o.format)
 	cmd.Flags().BoolVar(&o.usage, "usage", false, "show what each volume holds, too")
 	quietFlag(cmd, &o.quiet, "print names only")
@@ -72,7 +72,7 @@ func newVolumeListCmd(use string, aliases ...string) *cobra.Command {
 
 func runVolumeList(cmd *cobra.Command, o volumeListOptions) error {
 	defer debug.SetGCPercent(debug.SetGCPercent(listGCPercent))
-	handles, err := microsandbox.ListVolumesWith(cmd.Context(), microsandbox.WithVolumeListLabels(o.labels))
+	handles, err := microsandbox.ListVolumesWith(cmd.Context(), microsandbox.WithVolumeListLabels(o.labels.labels), microsandbox.WithVolumeListLabelKeys(o.labels.keys...))
 	if err != nil {
 		return err
 	}

@@ -11,7 +11,7 @@ import (
 )
 
 type volumePruneOptions struct {
-	labels    labelsFlag
+	labels    labelFilter
 	kind      kindFlag
 	olderThan time.Duration
 	all       bool
@@ -45,7 +45,7 @@ a message says so. A volume of a sandbox that is stopped is not attached.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runVolumePrune(cmd, o) },
 	}
 	f := cmd.Flags()
-	f.Var(&o.labels, "label", "only volumes with this label, may be repeated")
+	f.Var(&o.labels, "label", "only volumes with this label, without =VALUE with any value of it; repeated, with all of them")
 	f.Var(&o.kind, "kind", "only volumes of this kind")
 	f.DurationVar(&o.olderThan, "older-than", 0, "only volumes created at least this long ago, like 90m or 24h")
 	f.BoolVar(&o.all, "all", false, "without any filter: all volumes")
@@ -57,7 +57,7 @@ a message says so. A volume of a sandbox that is stopped is not attached.`,
 }
 
 func runVolumePrune(cmd *cobra.Command, o volumePruneOptions) error {
-	filtered := len(o.labels) > 0 || o.kind != "" || o.olderThan != 0
+	filtered := o.labels.isSet() || o.kind != "" || o.olderThan != 0
 	switch {
 	case o.olderThan < 0:
 		return usagef("--older-than %s is in the future", o.olderThan)
@@ -65,7 +65,7 @@ func runVolumePrune(cmd *cobra.Command, o volumePruneOptions) error {
 		return usagef("no filter is given; --all prunes all volumes that are neither attached nor protected")
 	}
 	list, err := microsandbox.PruneVolumes(cmd.Context(), microsandbox.VolumePruneOptions{
-		Labels: o.labels, Kind: microsandbox.VolumeKind(o.kind), OlderThan: o.olderThan, DryRun: o.dryRun,
+		Labels: o.labels.labels, LabelKeys: o.labels.keys, Kind: microsandbox.VolumeKind(o.kind), OlderThan: o.olderThan, DryRun: o.dryRun,
 	})
 	if o.format == formatJSON {
 		if err2 := printJSON(cmd.OutOrStdout(), prunedList(list, o.dryRun)); err == nil {

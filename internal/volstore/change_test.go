@@ -218,16 +218,16 @@ func TestPrune(t *testing.T) {
 		return strings.Join(out, " ")
 	}
 	want := "held:in use kept:protected disk old"
-	if got := prune(PruneFilter{Labels: tmp, DryRun: true}); got != want {
+	if got := prune(PruneFilter{Filter: Filter{Labels: tmp}, DryRun: true}); got != want {
 		t.Errorf("dry run: %q", got)
 	}
-	if got := prune(PruneFilter{Labels: tmp, Kind: KindDisk, DryRun: true}); got != "disk" {
+	if got := prune(PruneFilter{Filter: Filter{Labels: tmp}, Kind: KindDisk, DryRun: true}); got != "disk" {
 		t.Errorf("disks: %q", got)
 	}
 	if got := prune(PruneFilter{Before: old.CreatedAt.Add(time.Nanosecond), DryRun: true}); got != "old plain" {
 		t.Errorf("before: %q", got)
 	}
-	if got := prune(PruneFilter{Labels: tmp}); got != want {
+	if got := prune(PruneFilter{Filter: Filter{Labels: tmp}}); got != want {
 		t.Errorf("prune: %q", got)
 	}
 	if got := prune(PruneFilter{DryRun: true}); got != "held:in use kept:protected plain" {

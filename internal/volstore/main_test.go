@@ -82,7 +82,7 @@ func runOp(s *Store, op []string) (err error) {
 			err = errors.Join(a.MarkClean(), a.Close())
 		}
 	case "prune": // prune KEY VALUE
-		_, err = s.Prune(ctx, PruneFilter{Labels: map[string]string{arg(1): arg(2)}})
+		_, err = s.Prune(ctx, PruneFilter{Filter: Filter{Labels: map[string]string{arg(1): arg(2)}}})
 	case "repair":
 		_, err = s.Repair(ctx)
 	case "remove-rename-first":

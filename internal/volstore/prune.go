@@ -15,10 +15,10 @@ const ProtectLabel = "protect"
 // PruneFilter selects what Prune removes: all conditions that are set must
 // hold. The zero value selects every volume.
 type PruneFilter struct {
-	Labels map[string]string // all must be present with equal values
-	Kind   string            // KindDir or KindDisk; "" is both
-	Before time.Time         // created before; zero is any time
-	DryRun bool              // say what would happen, remove nothing
+	Filter
+	Kind   string    // KindDir or KindDisk; "" is both
+	Before time.Time // created before; zero is any time
+	DryRun bool      // say what would happen, remove nothing
 }
 
 // Pruned is what Prune did with one volume that its filter selected.
@@ -43,7 +43,7 @@ var errUnwanted = errors.New("not selected any more")
 
 // matches tells whether a record is selected, whatever its protection.
 func (f *PruneFilter) matches(r *records.Volume) bool {
-	return records.HasLabels(r.Labels, f.Labels) && (f.Kind == "" || r.Kind == f.Kind) &&
+	return f.Filter.matches(r) && (f.Kind == "" || r.Kind == f.Kind) &&
 		(f.Before.IsZero() || r.CreatedAt.Before(f.Before))
 }
 
@@ -57,7 +57,7 @@ func protected(r *records.Volume) bool {
 // a failure. Errors: Cancelled and what List returns; those of single volumes
 // are in the result.
 func (s *Store) Prune(ctx context.Context, f PruneFilter) ([]Pruned, error) {
-	all, err := s.List(ctx, Filter{Labels: f.Labels})
+	all, err := s.List(ctx, f.Filter)
 	if err != nil {
 		return nil, err
 	}

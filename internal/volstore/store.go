@@ -40,7 +40,17 @@ type Volume struct {
 
 // Filter selects volumes; the zero value selects all.
 type Filter struct {
-	Labels map[string]string // all must be present with equal values
+	Labels    map[string]string // all must be present with equal values
+	LabelKeys []string          // all must be present with any values
+}
+
+func (f *Filter) matches(r *records.Volume) bool {
+	for _, key := range f.LabelKeys {
+		if _, ok := r.Labels[key]; !ok {
+			return false
+		}
+	}
+	return records.HasLabels(r.Labels, f.Labels)
 }
 
 // New returns the store of a home. It does no I/O.
@@ -182,7 +192,7 @@ func (s *Store) List(ctx context.Context, f Filter) ([]*Volume, error) {
 	out := make([]*Volume, 0, len(all))
 	dir := s.home.Volumes() + "/"
 	for _, r := range all {
-		if records.HasLabels(r.Labels, f.Labels) {
+		if f.matches(r) {
 			out = append(out, volumeIn(dir, r))
 		}
 	}
