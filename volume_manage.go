@@ -195,9 +195,10 @@ func (b *LocalBackend) PruneVolumes(ctx context.Context, o VolumePruneOptions) (
 // VolumeFinding is something odd about a home.
 type VolumeFinding struct {
 	// Kind is stable: "unfinished-creation", "unfinished-removal",
-	// "unfinished-rename", "trash", "missing-state" are remainders of killed
-	// programs, which every changing call mends; "stranger", "missing-data",
-	// "foreign-data", "orphan-state" are for a person to decide.
+	// "unfinished-rename", "unfinished-resize", "trash", "missing-state" are
+	// remainders of killed programs, which changing calls mend; "stranger",
+	// "missing-data", "foreign-data", "bad-image", "orphan-state" are for a person
+	// to decide.
 	Kind string
 	Name string // of the volume, or of the stranger's directory; may be ""
 	ID   string // of the volume; may be ""
@@ -227,8 +228,8 @@ func (b *LocalBackend) CheckVolumes(ctx context.Context) ([]VolumeFinding, error
 
 // RepairVolumes does at once what changing calls do by and by: it finishes or
 // undoes what killed programs left. The result holds what was done and what is
-// left to decide. Nothing is deleted that is not ours, so it is never needed and
-// always safe.
+// left to decide; with an error, what could not be done. Nothing is deleted that is
+// not ours, so it is never needed and always safe.
 func RepairVolumes(ctx context.Context) ([]VolumeFinding, error) {
 	b, err := localVolumes("repair volumes", "")
 	if err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 
@@ -32,7 +33,9 @@ this is never needed.
 
 What needs a decision is listed and left alone: a directory that belongs to no
 volume (stranger), a volume whose directory is missing (missing-data) or was
-replaced (foreign-data), bookkeeping without a record (orphan-state).`,
+replaced (foreign-data), a disk volume whose image is missing, cut off or no file
+(bad-image), bookkeeping without a record (orphan-state). The exit code is 1 if
+something could not be mended that is not for a person to decide.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			look := microsandbox.RepairVolumes
@@ -72,7 +75,7 @@ func printFindings(cmd *cobra.Command, found []microsandbox.VolumeFinding, forma
 	}
 	for _, f := range found {
 		if f.Detail != "" {
-			fmt.Fprintf(cmd.ErrOrStderr(), "msb: hint: %s: %s\n", printable(f.Name), printable(f.Detail))
+			fmt.Fprintf(cmd.ErrOrStderr(), "msb: hint: %s: %s\n", printable(cmp.Or(f.Name, f.Path)), printable(f.Detail))
 		}
 	}
 	return nil

@@ -35,7 +35,10 @@ type Holder struct {
 	Readonly bool      `json:"readonly"`
 	Cache    string    `json:"cache,omitempty"` // cache mode of a directory volume that is held alone for it
 	Since    time.Time `json:"since"`
+	Task     string    `json:"task,omitempty"` // taskResize of who makes an image longer
 }
+
+const taskResize = "resize"
 
 // String is the holder for messages.
 func (h Holder) String() string {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -55,6 +56,10 @@ func quote(name string) string { return `"` + name + `"` }
 
 // inUse is the error of an operation that needs a volume nobody holds.
 func inUse(name string, holders []Holder) error {
+	if i := slices.IndexFunc(holders, func(h Holder) bool { return h.Task == taskResize }); i >= 0 {
+		e := &errdefs.Error{Kind: errdefs.InvalidConfig, Cause: held(fmt.Sprintf("volume %q is being resized by process %d", name, holders[i].PID))}
+		return e.WithHint("try again when that is done")
+	}
 	who := "another process"
 	if len(holders) > 0 {
 		names := make([]string, len(holders))

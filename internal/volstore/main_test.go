@@ -104,6 +104,13 @@ func runOp(s *Store, op []string) (err error) {
 			_, _ = os.Stdin.Read(make([]byte, 1))
 			err = a.Close()
 		}
+	case "lock": // lock DIR: until the end of stdin
+		var f *os.File
+		if f, err = lockDir(arg(1)); err == nil {
+			fmt.Println("locked")
+			_, _ = os.Stdin.Read(make([]byte, 1))
+			unlock(f)
+		}
 	case "label-back":
 		_, err = s.EditLabels(ctx, mustID(s, arg(1)), map[string]string{"only": arg(1)}, []string{"new"})
 	case "get":

@@ -37,8 +37,13 @@ func TestHomeIsDescribed(t *testing.T) {
 	if err := s.Remove(t.Context(), "large"); err != nil {
 		t.Fatal(err)
 	}
-	if err := child(h, "create killed", "volstore.create.made=kill").Run(); err == nil {
-		t.Fatal("not killed")
+	if a, err := s.Attach(t.Context(), "disk", Exclusive, Holder{Readonly: true}); err != nil || a.Close() != nil {
+		t.Fatal(err)
+	}
+	for op, point := range map[string]string{"create killed": "volstore.create.made=kill", "grow disk": "volstore.grow.lengthened=kill"} {
+		if err := child(h, op, point).Run(); err == nil {
+			t.Fatal("not killed")
+		}
 	}
 	bound, err := os.Open(t.TempDir())
 	if err != nil {

@@ -3,11 +3,17 @@ package volstore
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	"github.com/microsandbox-go/microsandbox/internal/failpoint"
 	"github.com/microsandbox-go/microsandbox/internal/records"
 )
@@ -70,31 +76,82 @@ func (s *Store) reapLeftovers(out *settled) {
 	if err != nil {
 		return
 	}
+	slices.Sort(ids)
+	large := false
 	for _, id := range ids {
-		path := filepath.Join(s.home.Trash(), id)
-		err := s.reapTree(id, reapAtOnce)
-		switch {
-		case errors.Is(err, errBudget):
-			s.reapInBackground()
-			out.add(Finding{Kind: FoundTrash, ID: id, Path: path, Action: "deleting in the background"})
-			return
-		case err != nil:
-			out.add(Finding{Kind: FoundTrash, ID: id, Path: path, Detail: err.Error(), Action: "could not be deleted"})
-		default:
-			out.add(Finding{Kind: FoundTrash, ID: id, Path: path, Action: "deleted"})
+		f := Finding{Kind: FoundTrash, ID: id, Path: filepath.Join(s.home.Trash(), id)}
+		if !large {
+			err = s.reapTree(id, reapAtOnce)
 		}
+		switch {
+		case errors.Is(err, errBudget): // the rest, too
+			large = true
+			f.Action = "deleting in the background"
+		case errors.Is(err, errReaping):
+			f.Action = "being deleted by " + reaperOf(f.Path)
+		case errors.Is(err, fs.ErrNotExist):
+			continue // somebody else has deleted it
+		case err != nil:
+			f.Detail = "see what keeps it from being deleted (owner, attributes, a mount), then repair again"
+			f.err = errdefs.Wrap(errdefs.IO, err, "%s cannot be deleted", f.Path)
+		default:
+			f.Action = "deleted"
+		}
+		out.add(f)
+	}
+	if large {
+		s.reapInBackground()
 	}
 }
 
-// reapTree deletes one directory of the trash; one that another process is
-// deleting is left to it.
+// errReaping says that somebody is deleting a removed volume already.
+var errReaping = errors.New("somebody else is deleting it")
+
+// reapTree deletes what has a name in the trash, whatever it is. Errors: errBudget;
+// errReaping; fs.ErrNotExist if it is gone.
 func (s *Store) reapTree(id string, budget int) error {
 	path := filepath.Join(s.home.Trash(), id)
 	f, err := lockDir(path)
-	if err != nil || f == nil {
+	if err != nil {
 		return err
 	}
-	return reapLocked(f, path, budget)
+	if f != nil {
+		return reapLocked(f, path, budget)
+	}
+	fi, err := os.Lstat(path)
+	if err != nil {
+		return err
+	}
+	if fi.IsDir() {
+		return errReaping
+	}
+	return removeSome(path, budget)
+}
+
+// reaperOf names who has a directory locked, as far as the kernel tells.
+func reaperOf(path string) string {
+	const unknown = "another process"
+	var st unix.Stat_t
+	locks, err := os.ReadFile("/proc/locks")
+	if err != nil || unix.Lstat(path, &st) != nil {
+		return unknown
+	}
+	on := fmt.Sprintf("%02x:%02x:%d", unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino)
+	for line := range strings.Lines(string(locks)) {
+		// "1: FLOCK  ADVISORY  WRITE 4711 fe:01:1234 0 EOF"; who waits has "->" after the number.
+		f := strings.Fields(line)
+		if len(f) < 6 || f[1] != "FLOCK" || f[5] != on {
+			continue
+		}
+		switch pid, err := strconv.Atoi(f[4]); {
+		case err != nil || pid <= 0: // of another PID namespace
+		case pid == os.Getpid():
+			return "this process"
+		default:
+			return fmt.Sprintf("process %d", pid)
+		}
+	}
+	return unknown
 }
 
 // reapLocked deletes a directory of the trash and releases its lock.
@@ -128,7 +185,8 @@ func (s *Store) ReapTrash(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return s.wrap("reap", id, ctx.Err())
 		}
-		if err := s.reapTree(id, unlimited); err != nil {
+		err := s.reapTree(id, unlimited)
+		if err != nil && !errors.Is(err, errReaping) && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, s.wrap("reap", id, err))
 		}
 	}

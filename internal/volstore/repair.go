@@ -3,6 +3,7 @@ package volstore
 import (
 	"context"
 	"errors"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -22,11 +23,13 @@ const (
 	FoundMove      FindingKind = "unfinished-rename"
 	FoundTrash     FindingKind = "trash"
 	FoundState     FindingKind = "missing-state"
+	FoundResize    FindingKind = "unfinished-resize" // an image is longer than its record says
 
 	FoundStranger FindingKind = "stranger"     // a directory that belongs to no volume
 	FoundMissing  FindingKind = "missing-data" // a volume without its directory
 	FoundForeign  FindingKind = "foreign-data" // a volume whose directory was replaced
 	FoundOrphan   FindingKind = "orphan-state" // bookkeeping of a volume without a record
+	FoundImage    FindingKind = "bad-image"    // a disk volume whose image is missing, cut off, or no file
 )
 
 // Finding is one thing found. Action says what was done about it, Detail what
@@ -38,6 +41,8 @@ type Finding struct {
 	Path   string      `json:"path,omitempty"`
 	Detail string      `json:"detail,omitempty"`
 	Action string      `json:"action,omitempty"`
+
+	err error // why nothing could be done about what is ours to mend
 }
 
 // Check looks at the whole home and changes nothing.
@@ -92,11 +97,32 @@ func (s *Store) checkVolume(r *records.Volume) (out []Finding) {
 	case !id.Same(r.Identity):
 		f.Kind, f.Detail = FoundForeign, "if it was restored from a backup: msb volume adopt "+r.Name
 		out = append(out, f)
+	case r.Kind == KindDisk:
+		out = append(out, s.findImage(r)...)
 	}
 	if !exists(filepath.Join(s.home.State(r.ID), noteName)) {
 		out = append(out, Finding{Kind: FoundState, Name: r.Name, ID: r.ID, Path: s.home.State(r.ID)})
 	}
 	return out
+}
+
+// findImage looks at the image of a disk volume whose directory is there.
+func (s *Store) findImage(r *records.Volume) []Finding {
+	v := s.volume(r)
+	f := Finding{Kind: FoundImage, Name: r.Name, ID: r.ID, Path: v.DiskPath}
+	length, wrong := imageLength(v)
+	switch {
+	case wrong != nil:
+		f.Detail = wrong.Error() + ": " + wrong.Hint
+		return []Finding{f}
+	case length > r.CapacityBytes:
+		if holders, err := s.Holders(context.Background(), r.ID); err == nil && len(holders) > 0 {
+			return nil // being resized
+		}
+		f.Kind = FoundResize
+		return []Finding{f}
+	}
+	return nil
 }
 
 func (s *Store) checkStrangers(all []*records.Volume, tombs []records.Tombstone) (out []Finding, err error) {
@@ -174,12 +200,11 @@ func (s *Store) checkBookkeeping(known map[string]bool) (out []Finding, err erro
 		slices.Sort(ids)
 		for _, id := range ids {
 			f := Finding{Kind: kind, ID: id, Path: filepath.Join(dir, id)}
-			if kind == FoundOrphan {
-				if known[id] {
-					continue
-				}
-			} else if busy(f.Path) {
+			switch _, grows := isGrowMark(id); {
+			case kind == FoundOrphan && known[id], kind == FoundStaging && grows, kind != FoundOrphan && busy(f.Path):
 				continue
+			case kind == FoundStaging && !isDir(f.Path):
+				f.ID, f.Detail = "", "it belongs to nothing: delete it"
 			}
 			if r, err := readNote(filepath.Join(f.Path, noteName)); err == nil {
 				f.Name = r.Name
@@ -190,13 +215,19 @@ func (s *Store) checkBookkeeping(known map[string]bool) (out []Finding, err erro
 	return out, nil
 }
 
-// busy reports whether somebody holds the lock of a staging or trash directory.
+// busy reports whether somebody holds the lock of a staging or trash directory,
+// or it is gone.
 func busy(path string) bool {
 	f, err := lockDir(path)
 	if f != nil {
 		unlock(f)
 	}
-	return err == nil && f == nil
+	return err == nil && f == nil && (isDir(path) || !exists(path))
+}
+
+func isDir(path string) bool {
+	fi, err := os.Lstat(path)
+	return err == nil && fi.IsDir()
 }
 
 // Repair does at once, for all names, what mutating commands do by and by, and
@@ -224,6 +255,11 @@ func (s *Store) Repair(ctx context.Context) ([]Finding, error) {
 	}
 	var errs []error
 	for _, r := range all {
+		if f, err := s.mendLength(ctx, r); err != nil {
+			errs = append(errs, s.wrap("repair", r.Name, err))
+		} else if f != nil {
+			found.add(*f)
+		}
 		if exists(filepath.Join(s.home.State(r.ID), noteName)) {
 			continue
 		}
@@ -236,5 +272,17 @@ func (s *Store) Repair(ctx context.Context) ([]Finding, error) {
 		}
 	}
 	left, err := s.Check(ctx)
-	return append(found.findings, left...), errors.Join(append(errs, err)...)
+	for _, f := range found.findings {
+		if f.err != nil {
+			errs = append(errs, f.err)
+		}
+	}
+	return append(found.findings, withoutSeen(left, found.findings)...), errors.Join(append(errs, err)...)
+}
+
+// withoutSeen leaves out what was reported with what was done about it.
+func withoutSeen(left, seen []Finding) []Finding {
+	return slices.DeleteFunc(left, func(f Finding) bool {
+		return slices.ContainsFunc(seen, func(s Finding) bool { return s.Kind == f.Kind && s.Path == f.Path })
+	})
 }

@@ -73,6 +73,7 @@ func scenarios() []scenario {
 		{name: "attach", disk: true, setup: madeDisk, op: "attach a"},
 		{name: "grow after a killed grow", disk: true, setup: killed(madeDisk, "grow a", "volstore.grow.lengthened"), op: "grow a"},
 		{name: "attach after a killed grow", disk: true, setup: killed(madeDisk, "grow a", "volstore.grow.lengthened"), op: "attach a"},
+		{name: "create after a killed grow", disk: true, setup: killed(madeDisk, "grow a", "volstore.grow.lengthened"), op: "create b"},
 		{name: "adopt", stranger: true, op: "adopt a", setup: func(t testing.TB, s *Store, h home.Dir) {
 			if err := os.Mkdir(h.Volume("a"), 0o700); err != nil {
 				t.Fatal(err)

@@ -77,6 +77,10 @@ func (s *Store) settleStagings(ctx context.Context, db *records.DB, lock *nameLo
 		return err
 	}
 	for _, id := range ids {
+		if volume, ok := isGrowMark(id); ok {
+			s.settleGrow(ctx, db, volume, out)
+			continue
+		}
 		if s.isMaking(id) {
 			continue
 		}
