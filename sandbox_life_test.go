@@ -19,7 +19,7 @@ import (
 )
 
 // testTimeout bounds whatever one test does with guests.
-const testTimeout = 3 * time.Minute
+const testTimeout = 10 * time.Minute
 
 func testContext(t testing.TB) context.Context {
 	t.Helper()
