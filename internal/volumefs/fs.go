@@ -52,6 +52,8 @@ type Options struct {
 	// being synced before it has a name, NoXattrAt getxattrat: for tests of the
 	// ways without them.
 	NoUnnamed, NoUnnamedSync, NoXattrAt bool
+	// CloseLater has replaced files closed later as if that took long: for tests.
+	CloseLater bool
 }
 
 // FS is an open volume. It is safe for concurrent use.
@@ -67,8 +69,9 @@ type FS struct {
 	opening sync.Mutex // while the ledger is opened
 	counted atomic.Pointer[accounting]
 
-	closing     sync.Mutex  // while a replaced file is closed
-	closedLater atomic.Bool // one was, since freed was called
+	closing      sync.Mutex  // while a replaced file is closed beside something else
+	closedLater  atomic.Bool // one was, since freed was called
+	closesSlowly atomic.Bool // the last close took long
 
 	noUnnamed atomic.Bool // set once O_TMPFILE turned out not to work here
 	noXattrAt atomic.Bool // set once getxattrat turned out not to exist

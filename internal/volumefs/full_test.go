@@ -101,7 +101,7 @@ func fullDisk(dir string) error {
 			return err
 		}
 	}
-	f, done, err := openPair(dir, Options{Volume: "v"})
+	f, done, err := openPair(dir, Options{Volume: "v", CloseLater: true})
 	if err != nil {
 		return err
 	}

@@ -199,22 +199,36 @@ func (f *FS) reapScratch() {
 // its writer goes on, in bytes.
 const smallFile = 1 << 20
 
-// closeLater closes the last descriptor of a replaced file beside what comes next:
-// that frees its inode and its space, for which some file systems wait for the
-// disk. One file at a time: with another on its way it is false.
-func (f *FS) closeLater(fd int) bool {
+// slowClose is how long a close takes that is better done by another thread, which
+// costs about that much.
+const slowClose = 40 * time.Microsecond
+
+// closeReplaced closes the last descriptor of a replaced file. That frees its inode
+// and its space, for which some file systems wait for the disk (ext4 mounted with
+// discard): where the last one took long, it is done beside what comes next, one
+// file at a time.
+func (f *FS) closeReplaced(fd int) {
+	closeIt := func() {
+		start := time.Now()
+		_ = unix.Close(fd)
+		f.closesSlowly.Store(time.Since(start) > slowClose)
+	}
+	if !f.closesSlowly.Load() && !f.opts.CloseLater {
+		closeIt()
+		return
+	}
 	f.closedLater.Store(true)
 	if !f.closing.TryLock() {
-		return false
+		_ = unix.Close(fd)
+		return
 	}
 	go func() {
 		defer f.closing.Unlock()
-		_ = unix.Close(fd)
+		closeIt()
 	}()
-	return true
 }
 
-// freed waits until closeLater is through and reports whether it has given back
+// freed waits until closeReplaced is through and reports whether it has given back
 // anything since the last time.
 func (f *FS) freed() bool {
 	if !f.closedLater.Swap(false) {

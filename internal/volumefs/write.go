@@ -35,8 +35,8 @@ type WriteOptions struct {
 // security.capability are dropped; other names of the old file, and who has it
 // open, keep the old content. Last links are followed inside the volume; one
 // that leads to nothing gets a file made there. A path that ends with a slash is
-// refused. The space of a small file that was replaced is given back while the
-// caller goes on; what the caller does next with f has it.
+// refused. The space of a small file that was replaced may be given back while
+// the caller goes on; what the caller does next with f has it.
 func (f *FS) Write(ctx context.Context, path string, data []byte, o WriteOptions) error {
 	rel, err := f.beginFile(ctx, "write", path)
 	if err != nil {
@@ -164,7 +164,8 @@ func (r *replacement) place(dir int) error {
 func (r *replacement) close() {
 	r.tmp.discard()
 	r.entry.close()
-	if r.done && r.to.exists() && r.to.st.Size <= smallFile && r.fs.closeLater(r.to.fd) {
+	if r.done && r.to.exists() && r.to.st.Size <= smallFile {
+		r.fs.closeReplaced(r.to.fd)
 		r.to.fd = -1
 	}
 	r.to.close()
