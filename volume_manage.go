@@ -2,6 +2,8 @@ package microsandbox
 
 import (
 	"context"
+	"errors"
+	"strings"
 	"time"
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
@@ -125,6 +127,8 @@ type VolumeHolder struct {
 
 // Holders lists who has the volume attached now. It is the state of kernel locks,
 // not of records: a holder that was killed is not in it.
+//
+// Errors: kind [ErrVolumeNotFound] when the volume is removed.
 func (h *VolumeHandle) Holders(ctx context.Context) ([]VolumeHolder, error) {
 	b, err := h.info.local("holders of volume")
 	if err != nil {
@@ -132,7 +136,7 @@ func (h *VolumeHandle) Holders(ctx context.Context) ([]VolumeHolder, error) {
 	}
 	found, err := b.store.Holders(ctx, h.info.id)
 	if err != nil {
-		return nil, toPublic(err)
+		return nil, h.info.byID("list the holders of", err)
 	}
 	out := make([]VolumeHolder, len(found))
 	for i, f := range found {
@@ -282,6 +286,13 @@ func (i *volumeInfo) local(op string) (*LocalBackend, error) {
 func (i *volumeInfo) byID(op string, err error) error {
 	if errdefs.Is(err, errdefs.VolumeNotFound) {
 		err = goneVolume(op, i)
+	}
+	var e *errdefs.Error
+	if errors.As(err, &e) && i.name != "" {
+		if e.Volume == i.id {
+			e.Volume = i.name
+		}
+		e.Msg = strings.ReplaceAll(e.Msg, `"`+i.id+`"`, `"`+i.name+`"`)
 	}
 	return toPublic(err)
 }

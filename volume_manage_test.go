@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -144,6 +145,65 @@ func TestResizeVolume(t *testing.T) {
 		check(t, err)
 		if *h.CapacityBytes() != 16<<20 || fi.Size() != 16<<20 {
 			t.Errorf("capacity %d, image of %d bytes", *h.CapacityBytes(), fi.Size())
+		}
+	}
+}
+
+// TestHoldersOfRemovedVolume: nobody holds a volume that is no more, and it is no
+// volume that nobody holds; one that took its name does not matter.
+func TestHoldersOfRemovedVolume(t *testing.T) {
+	useHome(t)
+	ctx := t.Context()
+	for _, attached := range []bool{false, true} {
+		v, err := CreateVolume(ctx, "v")
+		check(t, err)
+		h, err := GetVolume(ctx, "v")
+		check(t, err)
+		if attached {
+			hold(t, os.Getenv("MSB_HOME"), "v")()
+		}
+		if found, err := h.Holders(ctx); err != nil || len(found) != 0 {
+			t.Errorf("%v, %v", found, err)
+		}
+		check(t, v.Remove(ctx))
+		_, err = h.Holders(ctx)
+		wantErrKind(t, err, ErrVolumeNotFound)
+		again, err := CreateVolume(ctx, "v")
+		check(t, err)
+		_, err = h.Holders(ctx)
+		wantErrKind(t, err, ErrVolumeNotFound)
+		check(t, again.Remove(ctx))
+	}
+}
+
+// TestErrorsNameTheVolume: a handle is bound to an id, and its errors say the name.
+func TestErrorsNameTheVolume(t *testing.T) {
+	dir := useHome(t)
+	ctx := t.Context()
+	v, err := CreateVolume(ctx, "v")
+	check(t, err)
+	h, err := GetVolume(ctx, "v")
+	check(t, err)
+	one := uint32(1)
+	calls := map[string]func() error{
+		"labels":  func() error { _, err := h.UpdateLabels(ctx, map[string]string{"a": "b"}); return err },
+		"utf-8":   func() error { _, err := h.UpdateLabels(ctx, map[string]string{"\xff": "b"}); return err },
+		"quota":   func() error { _, err := h.SetQuota(ctx, VolumeLimits{QuotaMiB: &one}); return err },
+		"rename":  func() error { _, err := h.Rename(ctx, "w"); return err },
+		"remove":  func() error { return v.Remove(ctx) },
+		"replace": func() error { return h.SetLabels(ctx, nil) },
+		"holders": func() error { _, err := h.Holders(ctx); return err },
+	}
+	// Nothing can be locked, nor anything be read of who holds the volume.
+	check(t, os.RemoveAll(filepath.Join(dir, "volumes", ".locks")))
+	check(t, os.WriteFile(filepath.Join(dir, "volumes", ".locks"), nil, 0o600))
+	attach := filepath.Join(dir, "volumes", ".state", h.Local().ID, "attach")
+	check(t, errors.Join(os.RemoveAll(attach), os.Mkdir(attach, 0o700)))
+	for name, call := range calls {
+		err := call()
+		var where *VolumeError
+		if err == nil || !strings.Contains(err.Error(), `volume "v"`) || strings.Contains(err.Error(), `"`+h.Local().ID+`"`) || errors.As(err, &where) && where.Volume != "v" {
+			t.Errorf("%s: %v (%+v)", name, err, where)
 		}
 	}
 }

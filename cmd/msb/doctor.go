@@ -159,7 +159,7 @@ func volumesDiagnosis(ctx context.Context) diagnosis {
 		kinds = append(kinds, fmt.Sprintf("%d %s", count[kind], kind))
 	}
 	d.Status, d.Detail = statusWeak, strings.Join(kinds, ", ")
-	d.Remedy = "msb volume repair says what it is; directories that belong to no volume are never touched and can be adopted"
+	d.Remedy = "msb volume repair mends what is ours to mend and says of the rest what to do; what belongs to no volume is never touched"
 	return d
 }
 

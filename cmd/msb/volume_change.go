@@ -80,7 +80,7 @@ func completeStrangers(cmd *cobra.Command, args []string, prefix string) ([]cobr
 	}
 	var names []cobra.Completion
 	for _, f := range found {
-		if (f.Kind == "stranger" || f.Kind == "foreign-data") && strings.HasPrefix(f.Name, prefix) {
+		if (f.Kind == "stranger" && strings.Contains(f.Detail, "msb volume adopt") || f.Kind == "foreign-data") && strings.HasPrefix(f.Name, prefix) {
 			names = append(names, f.Name)
 		}
 	}

@@ -32,7 +32,7 @@ type AdoptOptions struct {
 // when it is the volume's own; InvalidConfig; Cancelled; IO.
 func (s *Store) Adopt(ctx context.Context, name string, opt AdoptOptions) (*Volume, error) {
 	if err := ValidateName(name); err != nil {
-		return nil, err
+		return nil, s.hintAtName(name, err)
 	}
 	if err := validateLabels(name, opt.Labels); err != nil {
 		return nil, err
@@ -71,8 +71,12 @@ func (s *Store) adopt(ctx context.Context, name string, opt AdoptOptions) (*Volu
 // with the identity of what lies at the name.
 func (s *Store) stageStranger(name string, opt AdoptOptions) (_ *staging, err error) {
 	dir, err := openDir(s.home.Volume(name), 0)
+	if word := otherThanDir(s.home.Volume(name)); err != nil && word != "" {
+		return nil, notDirectory(name, s.home.Volume(name), word)
+	}
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
-		return nil, errdefs.New(errdefs.VolumeNotFound, "volume %q: there is no directory %s to adopt", name, s.home.Volume(name))
+		return nil, errdefs.New(errdefs.VolumeNotFound, "volume %q: there is no directory %s to adopt", name, s.home.Volume(name)).
+			WithHint("put it there first; msb volume repair lists what can be adopted, msb volume create makes an empty volume")
 	}
 	if err != nil {
 		return nil, err
@@ -83,7 +87,8 @@ func (s *Store) stageStranger(name string, opt AdoptOptions) (_ *staging, err er
 	}
 	kind, capacity, fstype, err := look(dir, opt.Kind)
 	if err != nil {
-		return nil, err
+		return nil, errdefs.Wrap(errdefs.InvalidConfig, err, "volume %q cannot be a disk volume", name).
+			WithHint("as a directory volume it can be adopted with: msb volume adopt %s --kind dir", name)
 	}
 	sp := Spec{Name: name, Kind: KindDir, QuotaMiB: opt.QuotaMiB, Labels: opt.Labels}
 	if kind == KindDisk && opt.QuotaMiB != 0 {
@@ -159,7 +164,11 @@ func (s *Store) readopt(ctx context.Context, db *records.DB, r *records.Volume) 
 		return nil, err
 	}
 	if !ok {
-		return nil, errdefs.New(errdefs.Filesystem, "volume %q: its data directory %s is missing", r.Name, s.home.Volume(r.Name))
+		if word := otherThanDir(s.home.Volume(r.Name)); word != "" {
+			return nil, notDirectory(r.Name, s.home.Volume(r.Name), word)
+		}
+		return nil, errdefs.New(errdefs.Filesystem, "volume %q: its data directory %s is missing", r.Name, s.home.Volume(r.Name)).
+			WithHint("put a directory there first, or remove the volume")
 	}
 	if id.Same(r.Identity) {
 		return nil, alreadyExists(r.Name)

@@ -291,6 +291,10 @@ func linkCount(f *os.File) uint64 {
 func (s *Store) Holders(ctx context.Context, id string) ([]Holder, error) {
 	f, err := openFile(filepath.Join(s.home.State(id), attachName), unix.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) {
+		if !exists(filepath.Join(s.home.State(id), aliveName)) { // removed, perhaps
+			_, err = s.GetByID(ctx, id)
+			return nil, err
+		}
 		return nil, nil
 	}
 	if err != nil {

@@ -29,6 +29,9 @@ func (s *Store) wrap(op, name string, err error) error {
 	}
 	if typed.Hint == "" && noRoom(err) {
 		typed.Hint = hintNoRoom
+		if op == "remove" || op == "prune" {
+			typed.Hint = fmt.Sprintf("free some space beside the volumes in the file system of %s, then try again", s.home)
+		}
 	}
 	if typed.Op == "" {
 		typed.Op, typed.Volume = op, name
@@ -44,8 +47,7 @@ func (s *Store) classify(op, name string, err error) *errdefs.Error {
 	case noRoom(err):
 		return errdefs.Wrap(errdefs.IO, err, "%s: no space left in %s", what, s.home)
 	case errors.Is(err, unix.EROFS), errors.Is(err, fs.ErrPermission):
-		return errdefs.Wrap(errdefs.IO, err, "%s: the home %s is not writable", what, s.home).
-			WithHint("set MSB_HOME to a directory that you may write to")
+		return s.noAccess(what, err)
 	case errors.Is(err, home.ErrNotRegular):
 		return errdefs.Wrap(errdefs.Filesystem, err, "%s", what).WithHint("move it away: what belongs there is made anew")
 	}
@@ -69,7 +71,7 @@ func inUse(name string, holders []Holder) error {
 		who = strings.Join(names, ", ")
 	}
 	e := &errdefs.Error{Kind: errdefs.InvalidConfig, Cause: held(fmt.Sprintf("volume %q is attached by %s", name, who))}
-	return e.WithHint("stop what uses it first")
+	return e.WithHint("%s", stopHint(holders))
 }
 
 // hintCache tells the way out of a refused attachment of a directory volume.
@@ -95,12 +97,6 @@ func (h held) Error() string { return string(h) }
 func (h held) Unwrap() error { return errdefs.ErrVolumeInUse }
 
 func alreadyExists(name string) *errdefs.Error {
-	return errdefs.New(errdefs.VolumeAlreadyExists, "volume %q already exists", name)
-}
-
-// strangerAt is the error of creating a volume where a directory lies that is
-// not ours.
-func strangerAt(name, path string) error {
-	return errdefs.New(errdefs.VolumeAlreadyExists, "volume %q: %s exists but belongs to no volume", name, path).
-		WithHint("take it over with: msb volume adopt %s", name)
+	return errdefs.New(errdefs.VolumeAlreadyExists, "volume %q already exists", name).
+		WithHint("take another name; msb volume inspect %s shows this one", name)
 }

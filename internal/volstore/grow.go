@@ -62,7 +62,8 @@ func mayGrow(v *Volume, size int64) error {
 	case v.Kind != KindDisk:
 		return errdefs.New(errdefs.InvalidConfig, "volume %q is a directory volume and has no size", v.Name)
 	case size < v.CapacityBytes:
-		return errdefs.New(errdefs.InvalidConfig, "volume %q has %d MiB and cannot shrink to %d MiB", v.Name, v.CapacityBytes/mib, size/mib)
+		return errdefs.New(errdefs.InvalidConfig, "volume %q has %d MiB and cannot shrink to %d MiB", v.Name, v.CapacityBytes/mib, size/mib).
+			WithHint("make a smaller one and copy the files in a sandbox that mounts both: msb volume create NAME --kind disk --size SIZE")
 	case size > v.CapacityBytes && v.DiskFstype != "ext4":
 		return errdefs.New(errdefs.UnsupportedOperation, "volume %q holds %s: only ext4 grows", v.Name, fstypeWord(v.DiskFstype))
 	}

@@ -97,7 +97,7 @@ func (s *Store) removeRecovered(ctx context.Context, db *records.DB, name string
 func (s *Store) notFound(name string, err error) error {
 	var e *errdefs.Error
 	if errors.As(err, &e) && exists(s.home.Volume(name)) {
-		return e.WithHint("%s belongs to no volume; take it over with: msb volume adopt %s", s.home.Volume(name), name)
+		return e.WithHint("%s belongs to no volume; %s", s.home.Volume(name), strangerHint(name, s.home.Volume(name)))
 	}
 	return err
 }

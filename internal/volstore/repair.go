@@ -92,7 +92,7 @@ func (s *Store) checkVolume(r *records.Volume) (out []Finding) {
 			out = append(out, f)
 		} // else it is found there
 	case !ok:
-		f.Kind, f.Detail = FoundMissing, "put the directory back and adopt it, or remove the volume"
+		f.Kind, f.Detail = FoundMissing, missingHint(f.Path)
 		out = append(out, f)
 	case !id.Same(r.Identity):
 		f.Kind, f.Detail = FoundForeign, "if it was restored from a backup: msb volume adopt "+r.Name
@@ -144,7 +144,8 @@ func (s *Store) checkStrangers(all []*records.Volume, tombs []records.Tombstone)
 		if strings.HasPrefix(name, ".") || ours[name] {
 			continue
 		}
-		f := Finding{Kind: FoundStranger, Name: name, Path: s.home.Volume(name), Detail: "take it over with: msb volume adopt " + name}
+		f := Finding{Kind: FoundStranger, Name: name, Path: s.home.Volume(name)}
+		f.Detail = strangerHint(name, f.Path)
 		if id, ok, err := identityAt(f.Path); err == nil && ok && id.Same(staged[name]) {
 			continue // found among the stagings
 		}
@@ -205,6 +206,8 @@ func (s *Store) checkBookkeeping(known map[string]bool) (out []Finding, err erro
 				continue
 			case kind == FoundStaging && !isDir(f.Path):
 				f.ID, f.Detail = "", "it belongs to nothing: delete it"
+			case kind == FoundOrphan:
+				f.Detail = orphanHint(f.Path)
 			}
 			if r, err := readNote(filepath.Join(f.Path, noteName)); err == nil {
 				f.Name = r.Name

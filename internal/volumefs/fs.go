@@ -168,7 +168,11 @@ func (f *FS) fault(op, path string, err error) error {
 	case errors.As(err, &r):
 		e.Hint = r.hint
 	case errors.As(err, &full):
-		e.Hint = "delete files, or raise the limit: msb volume set-quota " + f.opts.Volume
+		limit := " SIZE"
+		if full.Inodes {
+			limit = " --inodes N"
+		}
+		e.Hint = "delete files, or raise the limit: msb volume set-quota " + f.opts.Volume + limit
 	}
 	return e
 }
