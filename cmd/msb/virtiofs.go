@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -110,6 +111,10 @@ func (o *virtiofsOptions) check() error {
 		return usagef("msb virtiofs: give one of --socket and --fd")
 	case o.share.Queues < 1 || o.share.Queues > 16:
 		return usagef("msb virtiofs: --queues %d: 1 to 16", o.share.Queues)
+	case !slices.Contains([]string{"auto", "none", "always"}, o.share.Cache):
+		return usagef("msb virtiofs: --cache %q: auto, none or always", o.share.Cache)
+	case !slices.Contains([]string{"strict", "relaxed", "off"}, o.share.StatVirt):
+		return usagef("msb virtiofs: --stat-virt %q: strict, relaxed or off", o.share.StatVirt)
 	case len(o.tag) > 36:
 		return usagef("msb virtiofs: --tag %q is longer than 36 bytes", o.tag)
 	}
