@@ -127,9 +127,6 @@ func (b *LocalBackend) ListVolumes(ctx context.Context, opts ...VolumeListOption
 		set(&filter)
 	}
 	list, err := b.store.List(ctx, volstore.Filter{Labels: filter.labels, LabelKeys: filter.keys})
-	if err != nil {
-		return nil, toPublic(err)
-	}
 	if filter.nothing {
 		list = nil
 	}
@@ -137,7 +134,7 @@ func (b *LocalBackend) ListVolumes(ctx context.Context, opts ...VolumeListOption
 	for i, v := range list {
 		handles[i] = &VolumeHandle{b.describe(v)}
 	}
-	return handles, nil
+	return handles, toPublic(err)
 }
 
 // RemoveVolume is the function of that name in this home.

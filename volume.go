@@ -67,7 +67,8 @@ func GetVolume(ctx context.Context, name string) (*VolumeHandle, error) {
 }
 
 // ListVolumes returns handles of all named volumes, newest first; volumes made
-// in the same instant are in the order of their ids.
+// in the same instant are in the order of their ids. With an error about volumes
+// whose records were damaged, of kind [ErrFilesystem], it returns the others.
 func ListVolumes(ctx context.Context) ([]*VolumeHandle, error) { return ListVolumesWith(ctx) }
 
 // ListVolumesWith is [ListVolumes] of the volumes that all options select.

@@ -200,7 +200,8 @@ func (b *LocalBackend) PruneVolumes(ctx context.Context, o VolumePruneOptions) (
 type VolumeFinding struct {
 	// Kind is stable: "unfinished-creation", "unfinished-removal",
 	// "unfinished-rename", "unfinished-resize", "trash", "missing-state" are
-	// remainders of killed programs, which changing calls mend; "stranger",
+	// remainders of killed programs, which changing calls mend; "bad-record" is an
+	// edited record, which RepairVolumes restores if it has its copy; "stranger",
 	// "missing-data", "foreign-data", "bad-image", "orphan-state" are for a person
 	// to decide.
 	Kind string

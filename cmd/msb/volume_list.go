@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -73,9 +74,13 @@ func newVolumeListCmd(use string, aliases ...string) *cobra.Command {
 func runVolumeList(cmd *cobra.Command, o volumeListOptions) error {
 	defer debug.SetGCPercent(debug.SetGCPercent(listGCPercent))
 	handles, err := microsandbox.ListVolumesWith(cmd.Context(), microsandbox.WithVolumeListLabels(o.labels.labels), microsandbox.WithVolumeListLabelKeys(o.labels.keys...))
-	if err != nil {
+	if err != nil && len(handles) == 0 {
 		return err
 	}
+	return errors.Join(printVolumeList(cmd, o, handles), err)
+}
+
+func printVolumeList(cmd *cobra.Command, o volumeListOptions, handles []*microsandbox.VolumeHandle) error {
 	out := cmd.OutOrStdout()
 	switch {
 	case o.format == formatJSON:

@@ -34,8 +34,9 @@ this is never needed.
 What needs a decision is listed and left alone: a directory that belongs to no
 volume (stranger), a volume whose directory is missing (missing-data) or was
 replaced (foreign-data), a disk volume whose image is missing, cut off or no file
-(bad-image), bookkeeping without a record (orphan-state). The exit code is 1 if
-something could not be mended that is not for a person to decide.`,
+(bad-image), a damaged record of which there is no copy (bad-record), bookkeeping
+without a record (orphan-state). The exit code is 1 if something could not be mended
+that is not for a person to decide.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			look := microsandbox.RepairVolumes

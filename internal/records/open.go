@@ -68,6 +68,9 @@ func Open(ctx context.Context, h home.Dir) (*DB, error) {
 		_ = d.Close()
 		return nil, err
 	}
+	if d.journalAt.size < journalSize {
+		_ = d.restoreJournal(ctx) // else a later writer does, where there is room
+	}
 	return d, nil
 }
 

@@ -21,7 +21,10 @@ import (
 	"github.com/microsandbox-go/microsandbox/internal/storetest"
 )
 
-const childVar = "MSB_TEST_RECORDS_HOME"
+const (
+	childVar = "MSB_TEST_RECORDS_HOME"
+	loseVar  = "MSB_TEST_RECORDS_LOSE_JOURNAL" // the child deletes its journal once the home is open
+)
 
 // TestMain lets the test binary stand in for a process that opens a home and
 // adds one volume.
@@ -45,6 +48,11 @@ func childMain(h home.Dir) error {
 		return err
 	}
 	defer d.Close()
+	if os.Getenv(loseVar) != "" {
+		if err := os.Remove(h.DB() + "-journal"); err != nil {
+			return err
+		}
+	}
 	return d.InsertVolume(context.Background(), testVolume(fmt.Sprintf("p%d", os.Getpid())))
 }
 

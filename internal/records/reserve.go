@@ -5,7 +5,12 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"io/fs"
 	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/microsandbox-go/microsandbox/internal/home"
 )
 
 // The reserve, in free pages. It is refilled to reserveFull below reserveLow;
@@ -80,4 +85,44 @@ func (d *DB) keepReserve(low int) error {
 		_, err := q.exec("DELETE FROM reserve")
 		return err
 	})
+}
+
+// restoreJournal gives a journal that was deleted, or did not come along with a
+// copy of the home, the size that it has in a new one. The lock for writing keeps
+// every transaction away, and a journal that is hot has been played back by then.
+func (d *DB) restoreJournal(ctx context.Context) error {
+	if err := d.take(ctx); err != nil {
+		return err
+	}
+	defer d.give()
+	return d.patiently(ctx, func() error {
+		return d.transact(func(querier) error { return lengthenJournal(d.home) })
+	})
+}
+
+func lengthenJournal(h home.Dir) error {
+	path := h.DB() + "-journal"
+	f, err := home.OpenFile(path, unix.O_RDWR)
+	isNew := errors.Is(err, fs.ErrNotExist)
+	if isNew {
+		f, err = home.OpenFile(path, unix.O_RDWR|unix.O_CREAT)
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil || fi.Size() >= journalSize {
+		return err
+	}
+	if _, err = f.WriteAt(make([]byte, journalSize-fi.Size()), fi.Size()); err == nil {
+		err = f.Sync()
+	}
+	if err != nil { // take nothing from a full disk
+		return errors.Join(err, f.Truncate(fi.Size()))
+	}
+	if isNew {
+		return syncDir(string(h))
+	}
+	return nil
 }

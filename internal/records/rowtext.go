@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 )
 
 // Volumes are read as one text in which the database has joined all columns of
@@ -18,34 +20,64 @@ const (
 	recordSep = "\x1e"
 )
 
+// parseVolumes returns what it could read, and the error of damagedRows.
 func parseVolumes(text string) ([]*Volume, error) {
 	n := strings.Count(text, recordSep) + 1
-	out, store := make([]*Volume, n), make([]Volume, n)
-	for i := range out {
+	out, store := make([]*Volume, 0, n), make([]Volume, n)
+	var damaged DamagedRows
+	for i := range store {
 		var row string
 		row, text, _ = strings.Cut(text, recordSep)
-		out[i] = &store[i]
-		if err := parseVolume(row, out[i]); err != nil {
-			return nil, fmt.Errorf("volume record %q: %w", row, err)
+		if err := parseVolume(row, &store[i]); err != nil {
+			damaged = append(damaged, DamagedRow{ID: store[i].ID, Name: store[i].Name, Err: err})
+			continue
 		}
+		out = append(out, &store[i])
 	}
-	return out, nil
+	return out, damaged.orNil()
+}
+
+// DamagedRow is the record of a volume that somebody has edited so that it makes
+// no sense. ID and Name are as it has them.
+type DamagedRow struct {
+	ID, Name string
+	Err      error
+}
+
+// DamagedRows is the cause of an error about them; the other rows are right.
+type DamagedRows []DamagedRow
+
+func (d DamagedRows) Error() string {
+	lines := make([]string, len(d))
+	for i, r := range d {
+		lines[i] = fmt.Sprintf("the record of volume %q is damaged: %v", r.Name, r.Err)
+	}
+	return strings.Join(lines, "\n")
+}
+
+func (d DamagedRows) orNil() error {
+	if len(d) == 0 {
+		return nil
+	}
+	return (&errdefs.Error{Kind: errdefs.Filesystem, Cause: d}).WithHint("msb volume repair restores it from the copy beside the volume")
 }
 
 // parseVolume reads one row in the order of volumeColumns.
 func parseVolume(row string, v *Volume) (err error) {
 	f := fields{rest: row}
 	v.ID, v.Name, v.Kind = f.text(), f.text(), f.text()
-	v.QuotaMiB, v.CapacityBytes = uint32(f.int()), f.int()
+	v.QuotaMiB, v.CapacityBytes = uint32(f.int("quota_mib")), f.int("capacity_bytes")
 	v.DiskFormat, v.DiskFstype = f.text(), f.text()
 	labels := f.text()
-	v.CreatedAt = time.Unix(0, f.int()).UTC()
-	v.Identity = Identity{Dev: uint64(f.int()), Ino: uint64(f.int()), BirthNS: f.int()}
+	v.CreatedAt = time.Unix(0, f.int("created_ns")).UTC()
+	v.Identity = f.identity()
 	v.MovingFrom = f.text()
 	if f.err != nil {
 		return f.err
 	}
-	v.Labels, err = decodeLabels(labels)
+	if v.Labels, err = decodeLabels(labels); err != nil {
+		err = fmt.Errorf("labels: %w", err)
+	}
 	return err
 }
 
@@ -55,8 +87,8 @@ func parseTombstones(text string) ([]Tombstone, error) {
 	for row := range strings.SplitSeq(text, recordSep) {
 		f := fields{rest: row}
 		t := Tombstone{ID: f.text(), Name: f.text()}
-		t.Identity = Identity{Dev: uint64(f.int()), Ino: uint64(f.int()), BirthNS: f.int()}
-		t.RemovedAt = time.Unix(0, f.int()).UTC()
+		t.Identity = f.identity()
+		t.RemovedAt = time.Unix(0, f.int("removed_ns")).UTC()
 		if f.err != nil {
 			return nil, fmt.Errorf("tombstone %q: %w", row, f.err)
 		}
@@ -77,12 +109,16 @@ func (f *fields) text() (s string) {
 	return s
 }
 
-func (f *fields) int() int64 {
+func (f *fields) int(column string) int64 {
 	n, err := strconv.ParseInt(f.text(), 10, 64)
 	if err != nil && f.err == nil {
-		f.err = err
+		f.err = fmt.Errorf("%s: %w", column, err)
 	}
 	return n
+}
+
+func (f *fields) identity() Identity {
+	return Identity{Dev: uint64(f.int("dev")), Ino: uint64(f.int("ino")), BirthNS: f.int("birth_ns")}
 }
 
 // encodeLabels writes labels as a JSON object with sorted keys, none as "".

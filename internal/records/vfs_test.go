@@ -21,15 +21,17 @@ import (
 
 // TestCommitSyncs: a commit waits for the disk three times, by fdatasync, in the
 // order that makes a rollback journal safe. A journal that the commit makes is
-// synced with its directory.
+// synced with its directory, and so is one that is made when a home is opened.
 func TestCommitSyncs(t *testing.T) {
 	strace := prereq.Program(t, "strace", "strace")
 	for name, c := range map[string]struct {
 		lost bool // the journal
+		late bool // when the home is open
 		want []string
 	}{
-		"journal there": {false, []string{"fdatasync msb.db-journal", "fdatasync msb.db", "fdatasync msb.db-journal"}},
-		"journal lost":  {true, []string{"fsync msb.db-journal", "fsync home", "fsync msb.db-journal", "fdatasync msb.db", "fsync msb.db-journal"}},
+		"journal there":     {false, false, []string{"fdatasync msb.db-journal", "fdatasync msb.db", "fdatasync msb.db-journal"}},
+		"journal lost":      {true, false, []string{"fsync msb.db-journal", "fsync home", "fdatasync msb.db-journal", "fdatasync msb.db", "fdatasync msb.db-journal"}},
+		"journal lost late": {false, true, []string{"fsync msb.db-journal", "fsync home", "fsync msb.db-journal", "fdatasync msb.db", "fsync msb.db-journal"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := home.Dir(filepath.Join(t.TempDir(), "home"))
@@ -43,6 +45,9 @@ func TestCommitSyncs(t *testing.T) {
 			}
 			log := filepath.Join(t.TempDir(), "log")
 			cmd := childCommand(h, "")
+			if c.late {
+				cmd.Env = append(cmd.Env, loseVar+"=1")
+			}
 			cmd.Path, cmd.Args = strace, append([]string{strace, "-f", "-y", "-qq", "-o", log, "-e", "trace=fsync,fdatasync,sync_file_range,syncfs,msync"}, testProgram(t))
 			if out, err := cmd.CombinedOutput(); err != nil {
 				prereq.Missing(t, "tracing system calls: %v: %s", err, out)

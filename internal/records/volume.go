@@ -76,6 +76,7 @@ func VolumeNotFound(name string) *errdefs.Error {
 }
 
 // ListVolumes returns all volumes, newest first, equal times by descending id.
+// With an error whose cause are DamagedRows it returns the others.
 func (d *DB) ListVolumes(ctx context.Context) ([]*Volume, error) {
 	all, err := d.volumes(ctx, "")
 	slices.SortFunc(all, func(a, b *Volume) int {
@@ -108,8 +109,10 @@ func (d *DB) Look(ctx context.Context, name string) (Look, error) {
 		return each(rows, err, func(r *sql.Rows) error { return r.Scan(&row, &tombs, &l.Moving) })
 	})
 	if err == nil && row.String != "" {
-		l.Volume = new(Volume)
-		err = d.wrap(parseVolume(row.String, l.Volume), what)
+		var found []*Volume
+		if found, err = parseVolumes(row.String); err == nil {
+			l.Volume = found[0]
+		}
 	}
 	if err == nil && tombs.String != "" {
 		l.Tombstones, err = parseTombstones(tombs.String)
@@ -211,6 +214,18 @@ func (d *DB) SetVolumeCapacity(ctx context.Context, id, name string, bytes int64
 func (d *DB) SetVolumeIdentity(ctx context.Context, id, name string, i Identity) error {
 	return d.changeVolume(ctx, id, name, "UPDATE volume SET dev = $2, ino = $3, birth_ns = $4 WHERE id = $1",
 		id, int64(i.Dev), int64(i.Ino), i.BirthNS)
+}
+
+// RestoreVolume replaces a damaged record but for its name. Errors: VolumeNotFound.
+func (d *DB) RestoreVolume(ctx context.Context, v *Volume) error {
+	labels, err := encodeLabels(v.Labels)
+	if err != nil {
+		return err
+	}
+	return d.changeVolume(ctx, v.ID, v.Name, "UPDATE volume SET kind = $2, quota_mib = $3, capacity_bytes = $4, disk_format = $5, "+
+		"disk_fstype = $6, labels = $7, created_ns = $8, dev = $9, ino = $10, birth_ns = $11 WHERE id = $1",
+		v.ID, v.Kind, int64(v.QuotaMiB), v.CapacityBytes, v.DiskFormat, v.DiskFstype, labels,
+		v.CreatedAt.UnixNano(), int64(v.Identity.Dev), int64(v.Identity.Ino), v.Identity.BirthNS)
 }
 
 func (d *DB) changeVolume(ctx context.Context, id, name, query string, args ...any) error {

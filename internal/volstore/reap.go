@@ -89,6 +89,9 @@ func (s *Store) reapLeftovers(out *settled) {
 			f.Action = "deleting in the background"
 		case errors.Is(err, errReaping):
 			f.Action = "being deleted by " + reaperOf(f.Path)
+			if !exists(f.Path) {
+				continue
+			}
 		case errors.Is(err, fs.ErrNotExist):
 			continue // somebody else has deleted it
 		case err != nil:

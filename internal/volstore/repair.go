@@ -3,6 +3,7 @@ package volstore
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -30,6 +31,7 @@ const (
 	FoundForeign  FindingKind = "foreign-data" // a volume whose directory was replaced
 	FoundOrphan   FindingKind = "orphan-state" // bookkeeping of a volume without a record
 	FoundImage    FindingKind = "bad-image"    // a disk volume whose image is missing, cut off, or no file
+	FoundRecord   FindingKind = "bad-record"   // a record that somebody has edited, without a copy
 )
 
 // Finding is one thing found. Action says what was done about it, Detail what
@@ -52,7 +54,7 @@ func (s *Store) Check(ctx context.Context) ([]Finding, error) {
 		return nil, err
 	}
 	defer done()
-	all, err := db.ListVolumes(ctx)
+	all, damaged, err := listAll(ctx, db)
 	if err != nil {
 		return nil, err
 	}
@@ -60,7 +62,7 @@ func (s *Store) Check(ctx context.Context) ([]Finding, error) {
 	if err != nil {
 		return nil, err
 	}
-	out, err := s.checkStrangers(all, tombs)
+	out, err := s.checkStrangers(all, damaged, tombs)
 	if err != nil {
 		return nil, s.wrap("check", "", err)
 	}
@@ -72,8 +74,60 @@ func (s *Store) Check(ctx context.Context) ([]Finding, error) {
 	for _, t := range tombs {
 		known[t.ID] = true
 	}
+	for _, r := range damaged {
+		known[r.ID] = true
+		out = append(out, s.damagedFinding(r))
+	}
 	more, err := s.checkBookkeeping(known)
 	return append(out, more...), s.wrap("check", "", err)
+}
+
+// listAll is ListVolumes with the damaged records apart.
+func listAll(ctx context.Context, db *records.DB) (all []*records.Volume, damaged records.DamagedRows, err error) {
+	all, err = db.ListVolumes(ctx)
+	if errors.As(err, &damaged) {
+		err = nil
+	}
+	return all, damaged, err
+}
+
+func (s *Store) damagedFinding(r records.DamagedRow) Finding {
+	f := Finding{Kind: FoundRecord, Name: r.Name, ID: r.ID, Path: s.home.Volume(r.Name), Detail: "its record is damaged (" + r.Err.Error() + "): "}
+	if _, err := s.copyOf(r); err != nil {
+		f.Detail += fmt.Sprintf("there is no copy of it (%v); put a copy of %s back", err, s.home.DB())
+	} else {
+		f.Detail += "msb volume repair restores it from its copy"
+	}
+	return f
+}
+
+// copyOf reads the copy of a damaged record.
+func (s *Store) copyOf(r records.DamagedRow) (*records.Volume, error) {
+	v, err := readNote(filepath.Join(s.home.State(r.ID), noteName))
+	if err == nil && v.ID != r.ID {
+		err = fmt.Errorf("%s is that of volume %s", noteName, v.ID)
+	}
+	return v, err
+}
+
+// restoreRecord replaces a damaged record by its copy.
+func (s *Store) restoreRecord(ctx context.Context, db *records.DB, r records.DamagedRow) (*Finding, error) {
+	lock, err := s.lockNames(ctx, r.Name)
+	if err != nil {
+		return nil, err
+	}
+	defer lock.unlock()
+	if _, err := db.VolumeByID(ctx, r.ID); !errors.As(err, new(records.DamagedRows)) {
+		return nil, nil // somebody was faster
+	}
+	v, err := s.copyOf(r)
+	if err != nil {
+		return nil, nil // Check says so
+	}
+	if err := db.RestoreVolume(ctx, v); err != nil {
+		return nil, err
+	}
+	return &Finding{Kind: FoundRecord, Name: r.Name, ID: r.ID, Path: s.home.Volume(r.Name), Action: "restored its damaged record from the copy"}, nil
 }
 
 func (s *Store) checkVolume(r *records.Volume) (out []Finding) {
@@ -125,8 +179,11 @@ func (s *Store) findImage(r *records.Volume) []Finding {
 	return nil
 }
 
-func (s *Store) checkStrangers(all []*records.Volume, tombs []records.Tombstone) (out []Finding, err error) {
+func (s *Store) checkStrangers(all []*records.Volume, damaged records.DamagedRows, tombs []records.Tombstone) (out []Finding, err error) {
 	ours := map[string]bool{}
+	for _, r := range damaged {
+		ours[r.Name] = true
+	}
 	for _, r := range all {
 		ours[r.Name] = true
 		ours[r.MovingFrom] = true
@@ -252,11 +309,23 @@ func (s *Store) Repair(ctx context.Context) ([]Finding, error) {
 			return nil, err
 		}
 	}
-	all, err := db.ListVolumes(ctx)
+	all, damaged, err := listAll(ctx, db)
 	if err != nil {
 		return nil, err
 	}
 	var errs []error
+	for _, r := range damaged {
+		if f, err := s.restoreRecord(ctx, db, r); err != nil {
+			errs = append(errs, s.wrap("repair", r.Name, err))
+		} else if f != nil {
+			found.add(*f)
+		}
+	}
+	if len(damaged) > 0 {
+		if all, _, err = listAll(ctx, db); err != nil {
+			return nil, err
+		}
+	}
 	for _, r := range all {
 		if f, err := s.mendLength(ctx, r); err != nil {
 			errs = append(errs, s.wrap("repair", r.Name, err))

@@ -2,10 +2,12 @@ package volstore
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -302,5 +304,76 @@ func TestBusyByResize(t *testing.T) {
 	err = s.Remove(t.Context(), "v")
 	if !errors.Is(err, errdefs.ErrVolumeInUse) || !errors.As(err, &e) || e.Hint == "" || !strings.Contains(err.Error(), fmt.Sprintf("is being resized by process %d", os.Getpid())) {
 		t.Error(err)
+	}
+}
+
+// TestDamagedRecord: a record that somebody has edited stops nobody but who wants
+// that volume. The error names it and the way out, which restores it.
+func TestDamagedRecord(t *testing.T) {
+	s, h := newStore(t)
+	for column, broken := range map[string]string{"labels": "no JSON", "created_ns": "yesterday", "dev": "x"} {
+		want := mustCreate(t, s, Spec{Name: "v" + column[:1], Labels: map[string]string{"protect": "yes"}})
+		other := mustCreate(t, s, Spec{Name: "other"})
+		editRecord(t, h, "UPDATE volume SET "+column+" = ? WHERE id = ?", broken, want.ID)
+
+		all, err := s.List(t.Context(), Filter{})
+		if len(all) == 0 || slices.ContainsFunc(all, func(v *Volume) bool { return v.ID == want.ID }) || !slices.ContainsFunc(all, func(v *Volume) bool { return v.ID == other.ID }) {
+			t.Errorf("%s: listed %+v", column, all)
+		}
+		_, get := s.Get(t.Context(), want.Name)
+		_, prune := s.Prune(t.Context(), PruneFilter{})
+		for op, err := range map[string]error{"list": err, "get": get, "prune": prune, "remove": s.Remove(t.Context(), want.Name)} {
+			var e *errdefs.Error
+			if !errors.As(err, &e) || !strings.Contains(e.Hint, "volume repair") || !strings.Contains(err.Error(), `the record of volume "`+want.Name+`" is damaged: `+column) || strings.ContainsAny(err.Error(), "\x1e\x1f") {
+				t.Errorf("%s: %s: %v", column, op, err)
+			}
+		}
+		if err := s.Remove(t.Context(), "other"); err != nil {
+			t.Errorf("%s: %v", column, err)
+		}
+		found, err := s.Check(t.Context())
+		found = slices.DeleteFunc(found, func(f Finding) bool { return f.Kind == FoundTrash }) // of other
+		if err != nil || len(found) != 1 || found[0].Kind != FoundRecord || found[0].Detail == "" {
+			t.Errorf("%s: check: %+v, %v", column, found, err)
+		}
+		if got := told(mustRepair(t, s), FoundRecord); !slices.Equal(got, []string{want.Name + " restored its damaged record from the copy"}) {
+			t.Errorf("%s: repair: %+v", column, got)
+		}
+		if v, err := s.Get(t.Context(), want.Name); err != nil || !reflect.DeepEqual(v, want) {
+			t.Errorf("%s: %+v, %v, not %+v", column, v, err, want)
+		}
+	}
+}
+
+// TestDamagedRecordWithoutACopy is left alone.
+func TestDamagedRecordWithoutACopy(t *testing.T) {
+	s, h := newStore(t)
+	v := mustCreate(t, s, Spec{Name: "v"})
+	note := filepath.Join(h.State(v.ID), noteName)
+	editRecord(t, h, "UPDATE volume SET labels = ?", "broken")
+	if err := os.Rename(note, note+".away"); err != nil {
+		t.Fatal(err)
+	}
+	found := mustRepair(t, s)
+	if len(found) != 1 || found[0].Kind != FoundRecord || found[0].Action != "" || !strings.Contains(found[0].Detail, h.DB()) {
+		t.Errorf("%+v", found)
+	}
+	if err := os.Rename(note+".away", note); err != nil {
+		t.Fatal(err)
+	}
+	mustRepair(t, s)
+}
+
+func editRecord(t *testing.T, h home.Dir, query string, args ...any) {
+	t.Helper()
+	db, err := sql.Open("sqlite", h.DB())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.Exec(query, args...); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -2,6 +2,7 @@ package volstore
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 
@@ -178,7 +179,8 @@ func (s *Store) lookup(ctx context.Context, key string, find func(*records.DB, c
 	return s.volume(r), nil
 }
 
-// List returns the volumes that f selects, newest first.
+// List returns the volumes that f selects, newest first; with an error about
+// damaged records it returns the others.
 func (s *Store) List(ctx context.Context, f Filter) ([]*Volume, error) {
 	db, done, err := s.records(ctx, false)
 	if err != nil {
@@ -186,7 +188,7 @@ func (s *Store) List(ctx context.Context, f Filter) ([]*Volume, error) {
 	}
 	defer done()
 	all, err := db.ListVolumes(ctx)
-	if err != nil {
+	if err != nil && !errors.As(err, new(records.DamagedRows)) {
 		return nil, err
 	}
 	out := make([]*Volume, 0, len(all))
@@ -196,5 +198,5 @@ func (s *Store) List(ctx context.Context, f Filter) ([]*Volume, error) {
 			out = append(out, volumeIn(dir, r))
 		}
 	}
-	return out, nil
+	return out, err
 }
