@@ -164,11 +164,16 @@ func publicUsage(c *volstore.Counted) *VolumeUsage {
 }
 
 // KnownUsedBytes is [VolumeHandle.UsedBytes] where it is known without a walk: of
-// a directory volume that was written to since volumes are counted.
+// a directory volume that was written to since volumes are counted, and of a disk
+// volume that has its image.
 func (h *VolumeHandle) KnownUsedBytes() (used uint64, ok bool) {
 	b, isLocal := h.info.backend.(*LocalBackend)
-	if !isLocal || h.info.kind == VolumeKindDisk {
+	if !isLocal {
 		return 0, false
+	}
+	if h.info.kind == VolumeKindDisk {
+		n := h.info.used()
+		return n, n > 0 // the image has blocks, or is not there
 	}
 	v := volstore.Volume{}
 	v.ID, v.Name, v.Kind = h.info.id, h.info.name, volstore.KindDir

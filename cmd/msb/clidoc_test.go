@@ -54,8 +54,8 @@ colours. Names that others have chosen are printed with control characters escap
 | Exit code | Meaning |
 |---|---|
 | 0 | done |
-| 1 | failed; of several names, at least one |
-| 2 | wrong usage: nothing was done |
+| 1 | failed; of several names, at least one; of ` + "`volume fs exists`" + ` and ` + "`usage --verify`" + `: no |
+| 2 | wrong usage: a command line that is wrong whatever there is (a flag, a name, a size that no volume can have); nothing was done |
 | 126, 127 | ` + "`run` and `exec`" + `: the program cannot be executed, was not found |
 | 130, 143 | ended by Ctrl-C (SIGINT), by SIGTERM |
 | any | ` + "`run` and `exec`" + `: the program's own |
@@ -63,6 +63,10 @@ colours. Names that others have chosen are printed with control characters escap
 Times in JSON are UTC in RFC 3339 with nanoseconds; ` + "`null`" + ` means unknown or none. Fields may be
 added, never renamed. Every command has ` + "`-h, --help`" + `. A flag of ` + "`msb volume`" + ` that takes one value is
 refused when it is given two.
+
+A SIZE is a whole number of MiB, alone or with M, or a number with G, T or P for 1024, 1024² and 1024³
+of them, which may have a fraction: 512, 512M, 1G, 1.5G, 2T. "iB" may follow the unit, as in all sizes that
+are printed: 512MiB, 1.5GiB. Limits and sizes of volumes are printed exactly, other sizes with four digits.
 `
 
 // TestCommandsDocumented compares docs/cli.md with the commands; with

@@ -127,7 +127,7 @@ func TestParseMountRefuses(t *testing.T) {
 		{flagVolume, "/src:/app:ro=1", `"ro" takes no value`},
 		{flagVolume, "/src:/app:quota", `"quota" needs a value`},
 		{flagVolume, "/src:/app:quota=", "empty"},
-		{flagVolume, "/src:/app:quota=1T", "not a size"},
+		{flagVolume, "/src:/app:quota=1K", "not a size"},
 		{flagVolume, "/src:/app:stat-virt=lax", `"lax" is none of strict, relaxed, off`},
 		{flagVolume, "/src:/app:host-perms=off", `"off" is none of private, mirror`},
 		{flagVolume, "/src:/app:cache=writeback", `"writeback" is none of auto, none, always`},
@@ -199,14 +199,14 @@ func TestMountFileNotYet(t *testing.T) {
 func TestParseMiB(t *testing.T) {
 	tests := map[string]uint32{
 		"0": 0, "1": 1, "512": 512, "512M": 512, "512m": 512, "1G": 1024, "1g": 1024, "1.5G": 1536,
-		"0.5G": 512, "1.0009765625G": 1025, "1.0009765624G": 1024, "4294967295": 1<<32 - 1, "0001": 1, "4194303.999G": 1<<32 - 2,
+		"0.5G": 512, "1T": 1 << 20, "1.5t": 3 << 19, "2P": 1 << 31, "512MiB": 512, "512miB": 512, "1.5GiB": 1536, "16TiB": 16 << 20, "2PiB": 1 << 31, "1.0009765625G": 1025, "1.0009765624G": 1024, "4294967295": 1<<32 - 1, "0001": 1, "4194303.999G": 1<<32 - 2,
 	}
 	for text, want := range tests {
 		if got, err := parseMiB(text); err != nil || got != want {
 			t.Errorf("parseMiB(%q) = %d, %v, want %d", text, got, err, want)
 		}
 	}
-	for _, text := range []string{"", "G", "M", "1K", "1T", "1GiB", "1MB", "-1", "+1", "1.5", "1.5M", ".5G", "1.G", "1.5.5G", "1e3", "0x10", " 1", "1 ",
+	for _, text := range []string{"", "G", "M", "1K", "1KiB", "4P", "4PiB", "1E", "iB", "1iB", "1B", "1Gi", "1GB", "1GIB", "MiB", "1MiBiB", "1.5MiB", "1 GiB", "1MB", "-1", "+1", "1.5", "1.5M", ".5G", "1.G", "1.5.5G", "1e3", "0x10", " 1", "1 ",
 		"4294967296", "4194304G", "0.0009G", "1_000", "١", strings.Repeat("9", 41), "1/2", "1/2G"} {
 		if got, err := parseMiB(text); err == nil {
 			t.Errorf("parseMiB(%q) = %d, want an error", text, got)
@@ -302,4 +302,25 @@ func FuzzParseMount(f *testing.F) {
 			t.Fatalf("parseMount(%v, %q) = %q, %+v", flag, text, guest, m)
 		}
 	})
+}
+
+// TestPrintedSizes: a size of a volume is printed so that it is read again.
+func TestPrintedSizes(t *testing.T) {
+	for mib, want := range map[uint32]string{
+		1: "1MiB", 512: "512MiB", 1023: "1023MiB", 1024: "1GiB", 1536: "1.5GiB", 1234: "1234MiB", 1 << 20: "1TiB",
+		16<<20 - 1: "16777215MiB", 16 << 20: "16TiB", 1<<32 - 1: "4294967295MiB", 1 << 31: "2PiB", 10_000_000: "10000000MiB",
+	} {
+		if got := formatMiB(mib); got != want {
+			t.Errorf("%d MiB: %s, want %s", mib, got, want)
+		}
+		if back, err := parseMiB(want); err != nil || back != mib {
+			t.Errorf("%s: %d, %v", want, back, err)
+		}
+		if got := formatLimit(uint64(mib) << 20); got != want {
+			t.Errorf("%d MiB as a limit: %s, want %s", mib, got, want)
+		}
+	}
+	if got := formatLimit(4096); got != "4KiB" {
+		t.Error(got)
+	}
 }

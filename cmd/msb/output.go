@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"math"
 	"os"
 	"strconv"
 	"strings"
@@ -180,8 +181,22 @@ func isHidden(r rune) bool { return !unicode.IsPrint(r) }
 // formatBytes prints a size with a binary unit: 64MiB, 1.5GiB.
 func formatBytes(n uint64) string { return units.BytesSize(float64(n)) }
 
-// formatMiB prints a count of mebibytes.
-func formatMiB(mib uint32) string { return formatBytes(uint64(mib) << 20) }
+// formatMiB prints a count of mebibytes, exactly, so that parseMiB reads the same.
+func formatMiB(mib uint32) string {
+	text := formatBytes(uint64(mib) << 20)
+	if same, err := parseMiB(text); err != nil || same != mib {
+		return fmt.Sprintf("%dMiB", mib)
+	}
+	return text
+}
+
+// formatLimit prints a limit of bytes as formatMiB does, if it is one of mebibytes.
+func formatLimit(n uint64) string {
+	if n%(1<<20) != 0 || n>>20 > math.MaxUint32 {
+		return formatBytes(n)
+	}
+	return formatMiB(uint32(n >> 20))
+}
 
 // formatTime prints a time for people, in the local zone; "-" when unknown.
 func formatTime(t time.Time) string {

@@ -27,20 +27,22 @@ func (d *durationFlag) Set(s string) error {
 }
 
 // parseMiB parses a size on the command line into whole mebibytes: a bare
-// number is MiB, "512M" too, "1G" and "1.5G" are gibibytes. Less than a MiB of a
+// number is MiB, "512M" too, "1G", "1.5T" and "2P" are powers of 1024 of it, and
+// with "iB" behind the unit it is what formatMiB prints. Less than a MiB of a
 // fraction is cut off, unless nothing would be left: 0 often means no limit. Other
-// units are refused, for 1K could mean much.
+// units are refused, for 1K and 1MB could mean much.
 func parseMiB(text string) (uint32, error) {
-	number, unit := text, uint64(1)
+	number, unit := strings.TrimSuffix(text, "iB"), uint64(1)
 	fraction := false
-	switch {
-	case strings.HasSuffix(text, "G"), strings.HasSuffix(text, "g"):
-		number, unit, fraction = text[:len(text)-1], 1024, true
-	case strings.HasSuffix(text, "M"), strings.HasSuffix(text, "m"):
-		number = text[:len(text)-1]
+	switch last := number[max(len(number)-1, 0):]; last {
+	case "M", "m", "G", "g", "T", "t", "P", "p":
+		power := strings.Index("MGTP", strings.ToUpper(last))
+		number, unit, fraction = number[:len(number)-1], 1<<(10*power), power > 0
+	default:
+		number = text // a number cannot end in iB
 	}
 	if !isDecimal(number, fraction) {
-		return 0, fmt.Errorf("%q is not a size: a number of MiB, 512M, 1G or 1.5G", text)
+		return 0, fmt.Errorf("%q is not a size: a number of MiB, or one with a unit: 512M, 1G, 1.5G, 2T (or 512MiB, 1.5GiB)", text)
 	}
 	r, ok := new(big.Rat).SetString(number)
 	if !ok {

@@ -21,6 +21,9 @@ A volume that a sandbox has attached is not renamed.`,
 		Args:              args(cobra.ExactArgs(2)),
 		ValidArgsFunction: completeVolumes(false),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := nameGiven(args[1]); err != nil {
+				return err
+			}
 			h, err := microsandbox.RenameVolume(cmd.Context(), args[0], args[1])
 			if err != nil || quiet {
 				return err
@@ -50,6 +53,9 @@ adopted.`,
 		Args:              args(cobra.ExactArgs(1)),
 		ValidArgsFunction: completeStrangers,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := quotaGiven(cmd, quota); err != nil {
+				return err
+			}
 			h, err := microsandbox.AdoptVolume(cmd.Context(), args[0], microsandbox.VolumeAdoptOptions{
 				Kind: microsandbox.VolumeKind(kind), QuotaMiB: uint32(quota), Labels: labels,
 			})

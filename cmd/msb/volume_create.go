@@ -26,7 +26,7 @@ func newVolumeCreateCmd() *cobra.Command {
 
 A directory volume may have a quota, over all who write to it and for ever; see msb
 volume set-quota. A disk volume needs a size; its image is
-allocated sparsely. Sizes are 512M, 1G, 1.5G or a bare number of MiB.`,
+allocated sparsely. Sizes are 512M, 1G, 1.5G, 2T or a bare number of MiB.`,
 		Example: `  msb volume create cache --quota 1G --label team=ml
   msb volume create data --kind disk --size 20G`,
 		Args:              args(cobra.MaximumNArgs(1)),
@@ -56,10 +56,20 @@ func runVolumeCreate(cmd *cobra.Command, o volumeCreateOptions, args []string) e
 	if name == "" && len(args) == 0 {
 		return usagef("the volume has no name; usage: %s", cmd.UseLine())
 	}
-	v, err := microsandbox.CreateVolumeFromSpec(cmd.Context(), microsandbox.VolumeSpec{
+	if cmd.Flags().Changed("size") && o.size == 0 {
+		return usagef("--size 0: a disk volume of no size cannot be")
+	}
+	if err := quotaGiven(cmd, o.quota); err != nil {
+		return err
+	}
+	spec := microsandbox.VolumeSpec{
 		Name: name, Kind: microsandbox.VolumeKind(o.kind), SizeMiB: uint32(o.size), QuotaMiB: uint32(o.quota), Labels: o.labels,
 		Inodes: uint64(o.inodes),
-	})
+	}
+	if err := spec.Validate(); err != nil {
+		return usageError{err}
+	}
+	v, err := microsandbox.CreateVolumeFromSpec(cmd.Context(), spec)
 	if err != nil {
 		return err
 	}
@@ -67,6 +77,22 @@ func runVolumeCreate(cmd *cobra.Command, o volumeCreateOptions, args []string) e
 		_, err = fmt.Fprintln(cmd.OutOrStdout(), v.Name())
 	}
 	return err
+}
+
+// quotaGiven refuses a quota of 0, which would be none.
+func quotaGiven(cmd *cobra.Command, quota mibFlag) error {
+	if cmd.Flags().Changed("quota") && quota == 0 {
+		return usagef("--quota 0: 0 is not a quota; for no limit leave --quota out")
+	}
+	return nil
+}
+
+// nameGiven refuses a name that no volume can have.
+func nameGiven(name string) error {
+	if err := (microsandbox.VolumeSpec{Name: name}).Validate(); err != nil {
+		return usageError{err}
+	}
+	return nil
 }
 
 // kindFlag is a volume kind; "directory" is another word for "dir".

@@ -293,7 +293,8 @@ func newFsExistsCmd() *cobra.Command {
 			}
 			return nil
 		})
-	cmd.Long = "Print true or false, and exit with 0 or 1."
+	cmd.Long = `Print true or false, and exit with 0 or 1. Where it cannot be told, because the volume
+does not exist for instance, an error is printed, nothing else, and the code is 1, too.`
 	quietFlag(cmd, &quiet, "print nothing")
 	return cmd
 }

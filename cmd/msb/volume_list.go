@@ -18,8 +18,8 @@ import (
 
 // volumeJSON is a volume in `msb volume ls --format json`; null is "none". Used
 // bytes are null in a list without --usage, and where they are not known without
-// looking into the volume: of a disk volume, and of one that nobody has written to
-// since volumes are counted.
+// looking into the volume: of one that nobody has written to since volumes are
+// counted, and of a disk volume without its image.
 type volumeJSON struct {
 	CapacityBytes *uint64           `json:"capacity_bytes"`
 	CreatedAt     *string           `json:"created_at"`
@@ -204,7 +204,7 @@ func appendText(b []byte, s *string) []byte {
 func volumeSize(h *microsandbox.VolumeHandle) string {
 	switch {
 	case h.CapacityBytes() != nil:
-		return formatBytes(*h.CapacityBytes())
+		return formatLimit(*h.CapacityBytes())
 	case h.QuotaMiB() != nil:
 		return formatMiB(*h.QuotaMiB())
 	}

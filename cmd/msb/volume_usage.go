@@ -169,7 +169,7 @@ func printUsage(w io.Writer, found []usageJSON, verified bool) error {
 	t := newTable(w, "NAME", "USED", "LIMIT", "FILES", "LIMIT", "ALLOCATED", "WRITERS", "STATE")
 	for i := range found {
 		u := &found[i]
-		t.row(u.Name, formatBytes(u.UsedBytes), bytesOrDash(u.LimitBytes), u.files(), numberOrDash(u.LimitInodes),
+		t.row(u.Name, formatBytes(u.UsedBytes), limitOrDash(u.LimitBytes), u.files(), numberOrDash(u.LimitInodes),
 			bytesOrDash(u.AllocatedBytes), strconv.Itoa(u.Writers), u.state(verified))
 	}
 	return t.flush()
@@ -201,6 +201,13 @@ func bytesOrDash(n *uint64) string {
 		return "-"
 	}
 	return formatBytes(*n)
+}
+
+func limitOrDash(n *uint64) string {
+	if n == nil {
+		return "-"
+	}
+	return formatLimit(*n)
 }
 
 func numberOrDash(n *uint64) string {
@@ -276,7 +283,7 @@ func runVolumeSetQuota(cmd *cobra.Command, name string, limits microsandbox.Volu
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s, %s files\n", orUnlimited(bytesOrDash(u.LimitBytes)), orUnlimited(numberOrDash(u.LimitInodes)))
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s, %s files\n", orUnlimited(limitOrDash(u.LimitBytes)), orUnlimited(numberOrDash(u.LimitInodes)))
 	return err
 }
 

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/microsandbox-go/microsandbox/internal/home"
 	"github.com/microsandbox-go/microsandbox/internal/ledger"
 )
 
@@ -81,8 +83,8 @@ func (s *Store) imageBytes(v *Volume) (uint64, error) {
 	}
 	defer dir.Close()
 	var st unix.Stat_t
-	if err := unix.Fstatat(int(dir.Fd()), "disk.raw", &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return 0, s.wrap("measure", v.Name, err)
+	if err := unix.Fstatat(int(dir.Fd()), home.DiskFile, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return 0, s.wrap("measure", v.Name, &os.PathError{Op: "stat", Path: filepath.Join(v.Path, home.DiskFile), Err: err})
 	}
 	return uint64(st.Blocks) * 512, nil
 }
