@@ -182,6 +182,9 @@ func (s *Store) settleGrow(ctx context.Context, db *records.DB, id string, out *
 		return
 	}
 	a := &Attachment{Volume: *s.volume(r)}
+	if data, ok, err := identityAt(a.Volume.Path); err != nil || !ok || !data.Same(r.Identity) {
+		return // another's image
+	}
 	if a.Disk, _, err = diskimg.OpenRaw(a.Volume.DiskPath, true); err != nil {
 		return
 	}

@@ -377,3 +377,30 @@ func editRecord(t *testing.T, h home.Dir, query string, args ...any) {
 		t.Fatal(err)
 	}
 }
+
+// TestKilledGrowOfAnotherImage: the length of an image that is not the volume's is
+// nothing to record.
+func TestKilledGrowOfAnotherImage(t *testing.T) {
+	needMkfs(t)
+	s, h := newStore(t)
+	v := mustCreate(t, s, Spec{Name: "d", Kind: KindDisk, SizeMiB: 4})
+	if err := child(h, "grow d", "volstore.grow.lengthened=kill").Run(); err == nil {
+		t.Fatal("not killed")
+	}
+	away := filepath.Join(t.TempDir(), "d")
+	if err := errors.Join(os.Rename(v.Path, away), os.CopyFS(v.Path, os.DirFS(away)), os.Truncate(v.DiskPath, 32*mib)); err != nil {
+		t.Fatal(err)
+	}
+	mustCreate(t, s, Spec{Name: "other"})
+	mustRepair(t, s)
+	if v, err := s.Get(t.Context(), "d"); err != nil || v.CapacityBytes != 4*mib {
+		t.Errorf("%+v, %v", v, err)
+	}
+	if err := errors.Join(os.RemoveAll(v.Path), os.Rename(away, v.Path)); err != nil {
+		t.Fatal(err)
+	}
+	mustCreate(t, s, Spec{Name: "more"})
+	if got := sizes(t, s, "d"); got[0] != 8 {
+		t.Errorf("sizes %v", got)
+	}
+}
