@@ -11,7 +11,10 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/home"
 	"github.com/microsandbox-go/microsandbox/internal/sandbox"
 	"github.com/microsandbox-go/microsandbox/internal/supervisor"
 )
@@ -61,7 +64,7 @@ func (h *SandboxHandle) Logs(ctx context.Context, opts LogOptions) ([]LogEntry, 
 func readLogs(ctx context.Context, st *sandbox.Store, name string, o LogOptions) ([]LogEntry, error) {
 	var out []LogEntry
 	for _, file := range []string{supervisor.OutputLog + ".1", supervisor.OutputLog} {
-		f, err := os.Open(filepath.Join(st.LogDir(name), file))
+		f, err := home.OpenFile(filepath.Join(st.LogDir(name), file), unix.O_RDONLY)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}

@@ -13,8 +13,11 @@ import (
 	"os"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	"github.com/microsandbox-go/microsandbox/internal/fetch"
+	"github.com/microsandbox-go/microsandbox/internal/home"
 )
 
 var magics = map[fetch.Codec][]byte{
@@ -62,7 +65,7 @@ type layerReader struct {
 
 // openLayer opens a layer blob. With a budget its bytes are counted and hashed.
 func (s *Store) openLayer(ctx context.Context, y Layer, b *budget) (*layerReader, error) {
-	f, err := os.Open(s.blobPath(digest(y.BlobDigest)))
+	f, err := home.OpenFile(s.blobPath(digest(y.BlobDigest)), unix.O_RDONLY)
 	if err != nil {
 		return nil, errdefs.Wrap(errdefs.IO, err, "layer %s", y.BlobDigest)
 	}

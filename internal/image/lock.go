@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/home"
 )
 
 // flock takes a lock on f and honours ctx. Kernel locks cannot be waited for
@@ -33,7 +34,7 @@ func flock(ctx context.Context, f *os.File, how int) error {
 
 // lockPath opens (and makes) a lock file that is never removed, and locks it.
 func lockPath(ctx context.Context, path string, how int) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := home.OpenFile(path, unix.O_RDWR|unix.O_CREAT)
 	if err != nil {
 		return nil, errdefs.Wrap(errdefs.IO, err, "image store")
 	}
@@ -46,7 +47,7 @@ func lockPath(ctx context.Context, path string, how int) (*os.File, error) {
 
 // tryLockPath is lockPath without waiting; it returns nil, nil when the lock is held.
 func tryLockPath(path string, how int) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := home.OpenFile(path, unix.O_RDWR|unix.O_CREAT)
 	if err != nil {
 		return nil, errdefs.Wrap(errdefs.IO, err, "image store")
 	}
@@ -102,7 +103,7 @@ func finish(f *os.File, making, final string) error {
 // under which path is written.
 func writeFile(path string, data []byte) error {
 	tmp := path + ".new"
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := home.OpenFile(tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC)
 	if err != nil {
 		return err
 	}

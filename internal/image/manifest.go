@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"runtime"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/home"
 )
 
 // Media types that are told apart. Layers are told apart by their first bytes,
@@ -208,7 +210,7 @@ func readBounded(r io.Reader, maxSize int64) ([]byte, error) {
 
 // readBlob reads a small blob of the store.
 func (s *Store) readBlob(d digest) ([]byte, error) {
-	f, err := os.Open(s.blobPath(d))
+	f, err := home.OpenFile(s.blobPath(d), unix.O_RDONLY)
 	if err != nil {
 		return nil, err
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	"github.com/microsandbox-go/microsandbox/internal/fetch"
+	"github.com/microsandbox-go/microsandbox/internal/home"
 )
 
 // PullOptions say how to reach a registry. The zero value is useful: the
@@ -189,7 +190,7 @@ func (s *Store) dropDamaged(ctx context.Context, doc *document, manifest digest)
 
 // checkBlob says whether a blob is present with the right content.
 func (s *Store) checkBlob(ctx context.Context, d digest) (bool, error) {
-	f, err := os.Open(s.blobPath(d))
+	f, err := home.OpenFile(s.blobPath(d), unix.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	"github.com/microsandbox-go/microsandbox/internal/failpoint"
+	"github.com/microsandbox-go/microsandbox/internal/home"
 )
 
 var indexWritten = failpoint.New("image.index-written")
@@ -51,7 +51,7 @@ func (r *refs) find(canonical string) *refRow {
 
 // readRefs reads the index without a lock: it is replaced as a whole.
 func (s *Store) readRefs() (*refs, error) {
-	f, err := os.Open(s.indexPath())
+	f, err := home.OpenFile(s.indexPath(), unix.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) {
 		return &refs{Version: refsVersion}, nil
 	}

@@ -8,8 +8,11 @@ import (
 	"os"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	"github.com/microsandbox-go/microsandbox/internal/failpoint"
+	"github.com/microsandbox-go/microsandbox/internal/home"
 )
 
 var (
@@ -34,7 +37,7 @@ type rootMeta struct {
 
 // readRoot returns the description of a complete root image, nil if there is none.
 func (s *Store) readRoot(d digest) *rootMeta {
-	f, err := os.Open(s.metaPath(d))
+	f, err := home.OpenFile(s.metaPath(d), unix.O_RDONLY)
 	if err != nil {
 		return nil
 	}

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/home"
 )
 
 // Save writes images into a tar archive with an OCI layout. A regular file is
@@ -163,7 +164,7 @@ func (s *Store) writeImage(ctx context.Context, tw *tar.Writer, img *Image, writ
 }
 
 func (s *Store) writeBlob(ctx context.Context, tw *tar.Writer, d digest) error {
-	f, err := os.Open(s.blobPath(d))
+	f, err := home.OpenFile(s.blobPath(d), unix.O_RDONLY)
 	if err != nil {
 		return err
 	}

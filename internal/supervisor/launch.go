@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	"github.com/microsandbox-go/microsandbox/internal/home"
 	"github.com/microsandbox-go/microsandbox/internal/version"
@@ -95,7 +97,7 @@ func (h *Handle) abort() {
 // supervisor inherits; the caller closes its own copy afterwards. When Launch
 // fails or ctx ends, nothing is left running.
 func Launch(ctx context.Context, h home.Dir, msb string, c *Config, lock *os.File, step func(string)) (*Handle, error) {
-	log, err := os.OpenFile(logFile(h, c.Name, SupervisorLog), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	log, err := home.OpenFile(logFile(h, c.Name, SupervisorLog), unix.O_WRONLY|unix.O_CREAT|unix.O_APPEND)
 	if err != nil {
 		return nil, err
 	}

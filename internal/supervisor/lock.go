@@ -25,7 +25,7 @@ var ErrLocked = errors.New("sandbox is locked")
 func Lock(h home.Dir, name string) (*os.File, error) {
 	path := filepath.Join(h.Sandbox(name), lockName)
 	for {
-		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+		f, err := home.OpenFile(path, unix.O_RDWR|unix.O_CREAT)
 		if err != nil {
 			return nil, err
 		}
@@ -68,7 +68,7 @@ func stillThere(f *os.File, path string) (bool, error) {
 
 // Locked reports whether a sandbox lives, without taking its lock.
 func Locked(h home.Dir, name string) (bool, error) {
-	f, err := os.Open(filepath.Join(h.Sandbox(name), lockName))
+	f, err := home.OpenFile(filepath.Join(h.Sandbox(name), lockName), unix.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}

@@ -9,7 +9,10 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/microsandbox-go/microsandbox/internal/agentproto"
+	"github.com/microsandbox-go/microsandbox/internal/home"
 )
 
 // File names in a sandbox's logs directory.
@@ -47,7 +50,7 @@ func openOutputLog(dir string) (*outputLog, error) {
 }
 
 func (l *outputLog) reopen() error {
-	f, err := os.OpenFile(filepath.Join(l.dir, OutputLog), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	f, err := home.OpenFile(filepath.Join(l.dir, OutputLog), unix.O_WRONLY|unix.O_CREAT|unix.O_APPEND)
 	if err != nil {
 		return err
 	}
