@@ -98,17 +98,21 @@ func readAt(fd int, p []byte) (done int, err error) {
 func (j *journal) write(p []byte, off int64) bool {
 	switch {
 	case off == 0 && len(p) >= sectorSize: // a transaction begins
+		if j.text == nil {
+			j.text = *texts.Get().(*[]byte)
+		}
 		j.held, j.text = true, append(j.text[:0], p...)
 		return true
 	case !j.held || off > int64(len(j.text)) || off+int64(len(p)) > maxHeld:
 		return false
 	}
-	if end := int(off) + len(p); end > len(j.text) {
-		j.text = append(j.text, make([]byte, end-len(j.text))...)
-	}
-	copy(j.text[off:], p)
+	kept := copy(j.text[off:], p)
+	j.text = append(j.text, p[kept:]...)
 	return true
 }
+
+// texts holds memory for journals, which SQLite opens for each transaction.
+var texts = sync.Pool{New: func() any { b := make([]byte, 0, 1<<15); return &b }}
 
 // complete reports whether SQLite has written how many records there are.
 func (j *journal) complete() bool { return string(j.text[:len(journalMagic)]) == journalMagic }
@@ -172,6 +176,9 @@ func closeJournal(tls *libc.TLS, file uintptr) int32 {
 	vfs.mu.Lock()
 	delete(vfs.journals, *ownerOf(file))
 	vfs.mu.Unlock()
+	if j.text != nil {
+		texts.Put(&j.text)
+	}
 	return method[closeFunc](&at[sqlite3.Tsqlite3_io_methods](j.of).FxClose)(tls, file)
 }
 
