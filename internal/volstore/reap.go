@@ -87,6 +87,8 @@ func (s *Store) reapLeftovers(out *settled) {
 		case errors.Is(err, errBudget): // the rest, too
 			large = true
 			f.Action = "deleting in the background"
+		case errors.Is(err, errReaping) && !out.forRepair:
+			continue
 		case errors.Is(err, errReaping):
 			f.Action = "being deleted by " + reaperOf(f.Path)
 			if !exists(f.Path) {

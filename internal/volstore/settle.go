@@ -25,6 +25,7 @@ type settled struct {
 	tombstones []string  // ids of removals that are complete, for the next commit to forget; see forgettable
 	recovered  []string  // ids of volumes whose creation was completed
 	findings   []Finding // for repair
+	forRepair  bool      // nobody else reads findings: who is at it costs half of a removal to ask
 
 	records map[string]*records.Volume // of the locked names that are taken
 }
@@ -34,7 +35,7 @@ type settled struct {
 // later command meets it again.
 func (s *Store) settle(ctx context.Context, db *records.DB, lock *nameLock) (*settled, error) {
 	ctx = context.WithoutCancel(ctx)
-	out := &settled{records: map[string]*records.Volume{}}
+	out := &settled{records: map[string]*records.Volume{}, forRepair: len(lock.names) == 0}
 	if err := s.settleStagings(ctx, db, lock, out); err != nil {
 		return nil, err
 	}
