@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/microsandbox-go/microsandbox/internal/home"
 )
 
 // bootCache keeps one fact about this boot of the host in a file. A cache that
@@ -28,7 +30,7 @@ func (c bootCache) load(v any) bool {
 	if c.dir == "" {
 		return false
 	}
-	b, err := os.ReadFile(c.path())
+	b, err := home.ReadFile(c.path())
 	if err != nil {
 		return false
 	}
