@@ -2,9 +2,12 @@ package home
 
 import (
 	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -76,6 +79,38 @@ func TestCheckHome(t *testing.T) {
 		var e *errdefs.Error
 		if want == "" && err != nil || want != "" && (!errors.As(err, &e) || e.Hint == "" || !strings.Contains(err.Error(), "the home "+at(name)) || !strings.Contains(err.Error(), want)) {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+const checkVar = "MSB_TEST_HOME_TO_CHECK"
+
+// TestMain lets the test binary check a home as another user.
+func TestMain(m *testing.M) {
+	if path := os.Getenv(checkVar); path != "" {
+		fmt.Print(Dir(path).Check())
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// TestHomeOfAnotherUser: the error says whose it is.
+func TestHomeOfAnotherUser(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	dir := t.TempDir()
+	if err := errors.Join(os.Chmod(filepath.Dir(dir), 0o755), os.Chmod(dir, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"": " belongs to uid 0 and may not be used by uid 65534 (mode 0700)", "below": " cannot be reached: permission denied"} {
+		path := filepath.Join(dir, name)
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Env = append(os.Environ(), checkVar+"="+path)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		cmd.Dir = "/"
+		if out, err := cmd.Output(); err != nil || string(out) != "the home "+path+want {
+			t.Errorf("%s, %v", out, err)
 		}
 	}
 }
