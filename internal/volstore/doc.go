@@ -61,6 +61,8 @@
 //   - staging without data, and volumes/NAME has its identity: the kill came
 //     between rename and commit; the record is committed.
 //   - staging without data otherwise: committed (then it is published) or undone.
+//   - staging/ID.grow: a resize was killed; if the image is longer than the record
+//     says, its length is recorded, by who can hold the volume.
 //   - tombstone, and volumes/NAME has its identity: the kill came before the data
 //     was moved to the trash; it is moved.
 //   - record with moving_from: a rename is finished.
