@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -51,6 +52,9 @@ func newVolumeInspectCmd() *cobra.Command {
 					return err
 				}
 			}
+			if err := measured(cmd.Context(), h); err != nil {
+				return err
+			}
 			warnOfMissingImage(cmd.ErrOrStderr(), h)
 			if format == formatJSON {
 				return printJSON(cmd.OutOrStdout(), inspectVolume(h, holders))
@@ -60,6 +64,22 @@ func newVolumeInspectCmd() *cobra.Command {
 	}
 	formatFlag(cmd, &format)
 	return cmd
+}
+
+// measured returns when it is known what the volume holds, which may take a walk,
+// or ctx ends; the walk is left behind then.
+func measured(ctx context.Context, h *microsandbox.VolumeHandle) error {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		h.UsedBytes()
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // warnOfMissingImage says so when a disk volume has lost its image: the record

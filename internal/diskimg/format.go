@@ -42,6 +42,9 @@ type FormatOptions struct {
 func FormatExt4(ctx context.Context, path string, sizeBytes int64, opt FormatOptions) error {
 	f, err := CreateExt4(ctx, path, sizeBytes, opt)
 	if err != nil {
+		if errdefs.Is(err, errdefs.Cancelled) {
+			_ = os.Remove(path)
+		}
 		return err
 	}
 	if err := Sync(f); err != nil {
@@ -51,7 +54,9 @@ func FormatExt4(ctx context.Context, path string, sizeBytes int64, opt FormatOpt
 }
 
 // CreateExt4 is FormatExt4 without the sync: the caller does that with [Sync].
-// A kill may leave a second file, whose name begins with path, too.
+// A kill may leave a second file, whose name begins with path, too. When ctx ends
+// the image may stay, for the caller to remove: that takes seconds for a large one
+// where the file system discards what it frees.
 func CreateExt4(ctx context.Context, path string, sizeBytes int64, opt FormatOptions) (*os.File, error) {
 	if sizeBytes < MinSizeMiB*mib {
 		return nil, errdefs.New(errdefs.InvalidConfig, "a disk of %d bytes is too small for a file system: the smallest has %d MiB", sizeBytes, MinSizeMiB)
@@ -68,7 +73,11 @@ func CreateExt4(ctx context.Context, path string, sizeBytes int64, opt FormatOpt
 		return nil, errdefs.Wrap(errdefs.IO, err, "make the disk image")
 	}
 	if err := fill(ctx, f, mkfs, sizeBytes, opt); err != nil {
-		return nil, errors.Join(err, f.Close(), os.Remove(path))
+		err = errors.Join(err, f.Close())
+		if !errdefs.Is(err, errdefs.Cancelled) {
+			err = errors.Join(err, os.Remove(path))
+		}
+		return nil, err
 	}
 	return f, nil
 }

@@ -32,7 +32,8 @@ var (
 // sparsely.
 //
 // The volume is durable when Create returns. After a crash it is absent or
-// complete; when ctx ends early, or Create fails, nothing is left behind.
+// complete; when ctx ends early, or Create fails, nothing is left behind but, where
+// there is a reaper, the image of a disk in the trash.
 //
 // Errors: InvalidConfig, VolumeAlreadyExists (also for a stranger's directory,
 // with the way to adopt it), UnsupportedOperation without mkfs.ext4, Cancelled, IO.
@@ -92,6 +93,7 @@ type staging struct {
 	image  *os.File     // of a disk volume, open until it is synced
 	adopt  bool         // the data is at its place already
 	sealed func() error // waits for what seal has begun; nil before
+	ended  func() error // of a new volume, that its maker has been told to stop
 	done   bool         // published: nothing to drop
 }
 
@@ -107,6 +109,7 @@ func (s *Store) stage(ctx context.Context, sp Spec) (_ *staging, err error) {
 			st.drop()
 		}
 	}()
+	st.ended = ctx.Err
 	if err := pointMade.Hit(); err != nil {
 		return nil, err
 	}
@@ -247,12 +250,26 @@ func (st *staging) drop() {
 	if st.image != nil {
 		_ = st.image.Close()
 	}
+	left := false
 	if !st.done {
 		_ = os.Remove(filepath.Join(st.path, noteName))
-		_ = removeTree(st.path)
+		if left = st.leave(); !left {
+			_ = removeTree(st.path)
+		}
 	}
 	unlock(st.file)
+	if left {
+		st.s.reapInBackground()
+	}
 	st.s.setMaking(filepath.Base(st.path), false)
+}
+
+// leave moves what was made of a disk to the trash if its maker has been told to
+// stop and there is a reaper: deleting an image of terabytes may take longer than
+// making it.
+func (st *staging) leave() bool {
+	return st.ended != nil && st.ended() != nil && st.record.Kind == KindDisk && st.s.reapElsewhere != nil &&
+		renameNew(st.path, filepath.Join(st.s.home.Trash(), st.record.ID)) == nil
 }
 
 // publish gives a staged volume its name. The name is locked. From the rename
