@@ -106,6 +106,9 @@ func TestUncountedUsage(t *testing.T) {
 	check(t, v.FS().Write(ctx, "f", []byte("x")))
 	h, err := GetVolume(ctx, "v")
 	check(t, err)
+	b, err := defaultBackend()
+	check(t, err)
+	b.(*LocalBackend).open.closeIdle() // who has a damaged ledger open keeps it from being made anew
 	state := filepath.Join(filepath.Dir(v.Path()), ".state", h.Local().ID, "ledger")
 	tests := map[string]struct {
 		damage  func() error
