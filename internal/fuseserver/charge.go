@@ -113,7 +113,6 @@ func (c *call) countedWrite(h *handle, off uint64, size int, flags uintptr) (don
 		stripe.RLock()
 		if l := h.lease; l.covers(off + uint64(size)) {
 			done, err = c.writeAll(h.fd, off, size, flags)
-			l.Used()
 			stripe.RUnlock()
 			return done, err
 		}
@@ -318,6 +317,34 @@ func (x *nameChange) done() {
 	}
 }
 
+// aclDefault is the attribute of a directory that what is made in it inherits.
+var aclDefault = []byte("system.posix_acl_default\x00")
+
+// inherits is the most that attributes cost which something new gets from its
+// directory.
+func (x *nameChange) inherits(c *call, dir *inode, isDir bool) int64 {
+	if x == nil {
+		return 0
+	}
+	return x.q.inherits(c, dir, isDir)
+}
+
+func (q *quota) inherits(c *call, dir *inode, isDir bool) int64 {
+	size, err := c.nodeGetxattr(dir, &aclDefault[0], nil)
+	if err != 0 || size <= 0 {
+		return 0
+	}
+	return q.rules.Inherited(size, isDir)
+}
+
+// inherited is what they cost in truth; most is what inherits said.
+func (x *nameChange) inherited(c *call, n *inode, most int64) int64 {
+	if most == 0 || n == nil {
+		return 0
+	}
+	return x.q.rules.Xattrs(c.countXattrs(n.fd, n.format))
+}
+
 // chargeNameless charges a file that gets no name. done is told its node, which
 // is held, or nil if there is none.
 func (c *call) chargeNameless(dir *inode) (done func(*inode), err errno) {
@@ -326,8 +353,8 @@ func (c *call) chargeNameless(dir *inode) (done func(*inode), err errno) {
 		return func(*inode) {}, 0
 	}
 	op := q.w.Lock()
-	one := ledger.Delta{Inodes: 1}
-	if err := q.grow(&op, one); err != 0 {
+	one, acl := ledger.Delta{Inodes: 1}, q.inherits(c, dir, false)
+	if err := q.grow(&op, ledger.Delta{Bytes: acl, Inodes: 1}); err != 0 {
 		_ = op.Done(ledger.Delta{})
 		return nil, err
 	}
@@ -335,6 +362,9 @@ func (c *call) chargeNameless(dir *inode) (done func(*inode), err errno) {
 		if n == nil {
 			_ = op.Done(ledger.Delta{})
 			return
+		}
+		if acl > 0 {
+			one.Bytes = q.rules.Xattrs(c.countXattrs(n.fd, n.format))
 		}
 		q.orphaned(&op, n.key.ino, one)
 		_ = op.Done(one)
@@ -351,6 +381,14 @@ func (c *call) changeXattrs(n *inode, more int) (done func(), err errno) {
 	op := q.w.Lock(n.key.ino)
 	if charge, nameless := q.measure(n); nameless {
 		op.Nameless(n.key.ino, charge)
+	}
+	if n.isDir() && fstat(n.quick, n.fd, &c.st) == 0 && c.st.Nlink == 0 {
+		// Nobody counts a directory that is removed, though it is open.
+		_ = op.Done(ledger.Delta{})
+		if more > 0 {
+			return nil, unix.ENOENT
+		}
+		return func() {}, 0
 	}
 	sum := c.countXattrs(n.fd, n.format)
 	before := q.rules.Xattrs(sum)

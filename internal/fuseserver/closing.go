@@ -1,6 +1,10 @@
 package fuseserver
 
-import "time"
+import (
+	"time"
+
+	"github.com/microsandbox-go/microsandbox/internal/ledger"
+)
 
 // closing is a node without a name that nobody uses any more, but that another
 // process was changing when it was to be closed: what it is charged could not be
@@ -17,8 +21,7 @@ func (q *quota) closed(n *inode) {
 		return
 	}
 	if _, nameless := q.nameless(n); !nameless {
-		q.s.closeLater(n.fd, n)
-		q.unpin(n.key.ino, nil)
+		q.closeCounted(n, nil)
 		return
 	}
 	if q.w.TryHold(n.key.ino) {
@@ -33,13 +36,22 @@ func (q *quota) closed(n *inode) {
 
 // closeNameless closes a node that nobody is changing.
 func (q *quota) closeNameless(n *inode) {
-	charge, nameless := q.measure(n)
-	q.s.closeLater(n.fd, n)
-	if nameless {
-		q.unpin(n.key.ino, &charge)
+	if charge, nameless := q.measure(n); nameless {
+		q.closeCounted(n, &charge)
 	} else {
-		q.unpin(n.key.ino, nil)
+		q.closeCounted(n, nil)
 	}
+}
+
+// closeCounted closes a node and takes it out of the count. charge is what the
+// inode has if it has no name, else nil. Nobody can pin its number in between, which
+// is another file's as soon as it is closed.
+func (q *quota) closeCounted(n *inode, charge *ledger.Delta) {
+	p := q.pinShard(n.key.ino)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	q.s.closeLater(n.fd, n)
+	q.unpinLocked(p, n.key.ino, charge)
 }
 
 // closeHindered closes what could not be closed at once. What is being changed for

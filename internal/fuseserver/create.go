@@ -114,11 +114,13 @@ func (c *call) create(dir *inode, name judged, flags int, in *fusewire.CreateIn)
 func (c *call) createNew(dir *inode, name judged, flags int, v overlay, a *fusewire.Attr) (n *inode, fd int, err errno) {
 	one := ledger.Delta{Inodes: 1}
 	x := c.changeNames(dir, nil, 0)
+	acl := x.inherits(c, dir, false)
 	defer func() {
+		one.Bytes += x.inherited(c, n, acl)
 		x.made(dir, name, one, err)
 		x.done()
 	}()
-	if err := x.room(dir, name, one); err != 0 {
+	if err := x.room(dir, name, one.Plus(ledger.Delta{Bytes: acl})); err != 0 {
 		return nil, -1, err
 	}
 	if fd, err = c.newFile(dir, name, flags, v); err != 0 {

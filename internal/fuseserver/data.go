@@ -252,15 +252,16 @@ func (c *call) opCopyFileRange() errno {
 			return err
 		}
 	}
-	if err := fstat(from.node.quick, from.fd, &c.st); err != 0 {
-		return err
-	}
 	z, err := c.changeSize(to.node, to.fd)
 	if err != 0 {
 		return err
 	}
-	if there := uint64(c.st.Size); in.OffIn < there {
-		err = z.grow(in.OffOut + min(in.Len, there-in.OffIn))
+	if err = fstat(from.node.quick, from.fd, &c.st); err == 0 {
+		// What is copied is what is charged, should the source grow meanwhile.
+		in.Len = min(in.Len, max(uint64(c.st.Size), in.OffIn)-in.OffIn)
+	}
+	if err == 0 && in.Len > 0 {
+		err = z.grow(in.OffOut + in.Len)
 	}
 	if err != 0 {
 		z.abandon()

@@ -70,14 +70,26 @@ func (q *quota) dropLeases() {
 	if q.leases.Load() == 0 {
 		return
 	}
+	var busy []*sizeStripe // by a slow write: the others need not wait for it
 	for i := range q.sizes {
-		s := &q.sizes[i]
-		s.Lock()
-		for _, l := range s.leases {
-			q.drop(s, l)
+		if s := &q.sizes[i]; s.TryLock() {
+			q.dropAll(s)
+		} else {
+			busy = append(busy, s)
 		}
-		s.Unlock()
 	}
+	for _, s := range busy {
+		s.Lock()
+		q.dropAll(s)
+	}
+}
+
+// dropAll ends the leases of a stripe and unlocks it.
+func (q *quota) dropAll(s *sizeStripe) {
+	for _, l := range s.leases {
+		q.drop(s, l)
+	}
+	s.Unlock()
 }
 
 // dropLease ends a lease if it has not ended yet.

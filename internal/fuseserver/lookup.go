@@ -180,12 +180,6 @@ func (c *call) adopt(dir *inode, fd int, a *fusewire.Attr, ours bool) (*inode, e
 	if counted {
 		// From here on who takes the last name knows that we have it open.
 		c.s.quota.pin(n.key.ino)
-		if fstat(n.quick, fd, &c.st) != 0 || c.st.Nlink == 0 && !ours {
-			c.s.quota.unpin(n.key.ino, nil)
-			closeFd(fd)
-			c.s.release()
-			return nil, unix.ENOENT
-		}
 	}
 	n.submount = n.isDir() && (n.key.mnt != dir.key.mnt || n.key.dev != dir.key.dev)
 	got := c.se.nodes.add(n)
@@ -194,10 +188,18 @@ func (c *call) adopt(dir *inode, fd int, a *fusewire.Attr, ours bool) (*inode, e
 		c.spare = nil
 	} else {
 		if counted {
-			c.s.quota.unpin(n.key.ino, nil)
+			c.s.quota.unpin(n.key.ino)
 		}
 		closeFd(fd)
 		c.s.release()
+	}
+	if counted && c.fresh && !ours {
+		// Before it was in the table, another server's question for what is open here
+		// was answered without it.
+		if fstat(n.quick, fd, &c.st) != 0 || c.st.Nlink == 0 {
+			c.forsake(n)
+			return nil, unix.ENOENT
+		}
 	}
 	if got == nil {
 		return nil, unix.ESTALE

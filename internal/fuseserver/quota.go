@@ -183,17 +183,25 @@ func (q *quota) limitSpace(out *fusewire.StatfsOut) {
 
 // pin counts a new node.
 func (q *quota) pin(ino uint64) {
-	p := &q.pins[ino%uint64(len(q.pins))]
+	p := q.pinShard(ino)
 	p.mu.Lock()
 	p.m[ino]++
 	p.mu.Unlock()
 }
 
-// unpin takes a node back. charge is what the inode has if it has no name, else nil.
-func (q *quota) unpin(ino uint64, charge *ledger.Delta) {
-	p := &q.pins[ino%uint64(len(q.pins))]
+func (q *quota) pinShard(ino uint64) *pinShard { return &q.pins[ino%uint64(len(q.pins))] }
+
+// unpin takes a node back that has not been used.
+func (q *quota) unpin(ino uint64) {
+	p := q.pinShard(ino)
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	q.unpinLocked(p, ino, nil)
+}
+
+// unpinLocked takes a node back. charge is what the inode has if it has no name,
+// else nil. Its shard is locked.
+func (q *quota) unpinLocked(p *pinShard, ino uint64, charge *ledger.Delta) {
 	if p.m[ino]--; p.m[ino] > 0 {
 		return
 	}
@@ -207,7 +215,7 @@ func (q *quota) unpin(ino uint64, charge *ledger.Delta) {
 // orphaned tells the ledger that an inode lost its last name, or was made without
 // one.
 func (q *quota) orphaned(op *ledger.Op, ino uint64, charge ledger.Delta) {
-	p := &q.pins[ino%uint64(len(q.pins))]
+	p := q.pinShard(ino)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	op.Orphan(ino, charge, p.m[ino] > 0)

@@ -162,6 +162,14 @@ func (c *call) setSize(n *inode, in *fusewire.SetattrIn) errno {
 			return err
 		}
 	}
+	var h *handle
+	if in.Valid&fusewire.FattrFh != 0 {
+		var err errno
+		if h, err = c.se.handles.get(in.Fh, n.id, false); err != 0 {
+			return err
+		}
+		defer h.drop() // after the change: closing it ends a lease, for which the file must be let go of
+	}
 	z, err := c.changeSize(n, n.fd)
 	if err != 0 {
 		return err
@@ -171,18 +179,13 @@ func (c *call) setSize(n *inode, in *fusewire.SetattrIn) errno {
 		return err
 	}
 	defer z.done(c)
-	return c.truncate(n, in)
+	return c.truncate(n, h, in.Size)
 }
 
-// truncate is setSize after everything has been judged.
-func (c *call) truncate(n *inode, in *fusewire.SetattrIn) errno {
-	if in.Valid&fusewire.FattrFh != 0 {
-		h, err := c.se.handles.get(in.Fh, n.id, false)
-		if err != 0 {
-			return err
-		}
-		err = ftruncate(h.fd, in.Size)
-		h.drop()
+// truncate is setSize after everything has been judged; h may be nil.
+func (c *call) truncate(n *inode, h *handle, size uint64) errno {
+	if h != nil {
+		err := ftruncate(h.fd, size)
 		if err != unix.EINVAL && err != unix.EBADF { // those say: not open for writing
 			return err
 		}
@@ -192,7 +195,7 @@ func (c *call) truncate(n *inode, in *fusewire.SetattrIn) errno {
 		return err
 	}
 	defer closeFd(fd)
-	return ftruncate(fd, in.Size)
+	return ftruncate(fd, size)
 }
 
 // setTimes sets times to the nanosecond, of links too.

@@ -102,6 +102,30 @@ func (Rules) Xattrs(bytes int64) int64 {
 	return roundUp(bytes)
 }
 
+// Inherited is the most that access lists cost which a new file or directory gets
+// from a directory whose default list is so many bytes long.
+func (r Rules) Inherited(size int, isDir bool) int64 {
+	sum := len(aclAccess) + size
+	if isDir {
+		sum += len(aclDefault) + size
+	}
+	return r.Xattrs(int64(sum))
+}
+
+// InheritedOf is Inherited for an open directory; it may be open with O_PATH.
+func (r Rules) InheritedOf(dir int, isDir bool) int64 {
+	size, err := unix.Getxattr(fdPath(dir), aclDefault, nil)
+	if err != nil || size <= 0 {
+		return 0
+	}
+	return r.Inherited(size, isDir)
+}
+
+const (
+	aclAccess  = "system.posix_acl_access"
+	aclDefault = "system.posix_acl_default"
+)
+
 // overlayXattr holds what guests see of a file. Every file of a volume may have
 // one; it fits into any inode.
 const overlayXattr = "user.msb.override_stat"
@@ -112,7 +136,7 @@ func CountedXattr(name string) bool {
 	switch name {
 	case overlayXattr:
 		return false
-	case "system.posix_acl_access", "system.posix_acl_default":
+	case aclAccess, aclDefault:
 		return true
 	}
 	return len(name) > 5 && name[:5] == "user."

@@ -3,7 +3,9 @@ package ledger
 import "time"
 
 // Lease is the lock of one inode, kept over many operations: who has it knows the
-// inode's size without looking, and others wait until it is dropped.
+// inode's size without looking, and others wait until it is dropped. While there is
+// one the writer is at work, so that no walk believes what it finds: one who did not
+// get the lock in time may have changed the size.
 type Lease struct {
 	w      *Writer
 	ino    uint64
@@ -22,6 +24,9 @@ func (op *Op) Keep() *Lease {
 	s := op.w.stripe(op.inos[0])
 	l := s.kept[op.inos[0]]
 	if l == nil {
+		op.w.mu.Lock()
+		op.w.leases++
+		op.w.mu.Unlock()
 		l = &Lease{w: op.w, ino: op.inos[0], begun: op.begun, deaths: op.deaths}
 		if s.kept == nil {
 			s.kept = map[uint64]*Lease{}
@@ -38,20 +43,9 @@ func (l *Lease) Drop() {
 	defer s.Unlock()
 	delete(s.kept, l.ino)
 	unlock(l.w.l.fd, inodeLock+int64(l.ino)&inodeMask, 1)
-}
-
-// Used tells that something was just done that relied on the lease alone. If it
-// is so old that others may have stopped waiting for it, and one did, that asks
-// for a walk.
-func (l *Lease) Used() {
-	if time.Since(l.begun) < inodePatience {
-		return
-	}
 	l.w.mu.Lock()
-	defer l.w.mu.Unlock()
-	if l.w.overrun(l.begun, l.deaths) {
-		_ = l.w.write()
-	}
+	l.w.leases--
+	l.w.mu.Unlock()
 }
 
 // TryHold keeps everybody else from an inode until Unhold, if nobody is changing

@@ -41,6 +41,7 @@ func (w *Writer) Lock(inos ...uint64) Op {
 			w.stripe(ino).Lock()
 		}
 	}
+	op.deaths, op.err = w.begin() // before a lock is waited for: who has it as a lease sees that somebody is there
 	var kept *Lease
 	for _, ino := range op.inos[:op.n] {
 		if w.closed.Load() {
@@ -52,7 +53,9 @@ func (w *Writer) Lock(inos ...uint64) Op {
 			op.late = true
 		}
 	}
-	op.deaths, op.err = w.begin(op.late)
+	if op.late && op.err == nil {
+		op.err = w.Doubt()
+	}
 	if op.begun = time.Now(); kept != nil {
 		op.begun, op.deaths = kept.begun, kept.deaths
 	}
@@ -115,15 +118,12 @@ func cmpStripe(a, b uint64) int {
 }
 
 // begin says that the volume may change from now on.
-func (w *Writer) begin(late bool) (deaths uint64, err error) {
+func (w *Writer) begin() (deaths uint64, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.running++
 	w.since++
-	if late {
-		w.me.deaths++ // a walk is needed
-	}
-	if w.me.flags&flagActive == 0 || late {
+	if w.me.flags&flagActive == 0 {
 		w.me.flags |= flagOpen | flagActive
 		err = w.write()
 	}

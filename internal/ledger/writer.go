@@ -66,6 +66,7 @@ type Writer struct {
 	spare    Delta                // in reserve
 	near     bool                 // too near to the limit for a reserve, when last looked
 	running  int                  // operations between Lock and Done
+	leases   int                  // kept
 	since    uint64               // operations since the last Poll
 	orphans  map[uint64]Delta     // without a name, open here, counted by this slot
 	others   map[uint64]Delta     // the same, counted by another server
@@ -394,7 +395,7 @@ func (w *Writer) Poll() error {
 	if err := w.collect(); err != nil {
 		return err
 	}
-	quiet := w.running == 0 && w.since == 0 && w.later == Delta{}
+	quiet := w.running == 0 && w.leases == 0 && w.since == 0 && w.later == Delta{}
 	w.since = 0
 	if quiet && w.me.flags&flagActive != 0 {
 		return w.settle()

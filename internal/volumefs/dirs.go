@@ -89,9 +89,12 @@ func (m *madeDirs) mkdir(name string) (fresh bool, err error) {
 		return false, err
 	}
 	defer n.close()
-	first := ledger.Delta{Bytes: ledger.Block, Inodes: 1}
+	first, acl := ledger.Delta{Bytes: ledger.Block, Inodes: 1}, int64(0)
 	if n.fd < 0 {
-		if err := n.growName(first, m.end(), name); err != nil {
+		if n.w != nil {
+			acl = n.rules.InheritedOf(m.end(), true)
+		}
+		if err := n.growName(first.Plus(ledger.Delta{Bytes: acl}), m.end(), name); err != nil {
 			return false, err
 		}
 	}
@@ -103,6 +106,12 @@ func (m *madeDirs) mkdir(name string) (fresh bool, err error) {
 		return false, err
 	}
 	n.add(first)
+	if acl > 0 {
+		if fd, err := m.fs.openIn(m.end(), name, unix.O_PATH|unix.O_DIRECTORY); err == nil {
+			n.add(ledger.Delta{Bytes: n.rules.Xattrs(ledger.XattrBytes(fd))})
+			_ = unix.Close(fd)
+		}
+	}
 	return true, n.settle()
 }
 

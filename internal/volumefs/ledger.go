@@ -153,9 +153,9 @@ func (c *change) inode(fd int, st *unix.Stat_t) ledger.Delta {
 	return d
 }
 
-// lost notes that a file, whose charge was d when it still had its name, lost a
-// name: after the last one a guest may still have it open.
-func (c *change) lost(fd int, d ledger.Delta) {
+// lost notes that a file, whose charge was d with one name when it still had so many,
+// may have lost some: after the last one a guest may still have it open.
+func (c *change) lost(fd int, d ledger.Delta, names int64) {
 	if c.w == nil {
 		return
 	}
@@ -165,8 +165,9 @@ func (c *change) lost(fd int, d ledger.Delta) {
 	case st.Mode&unix.S_IFMT == unix.S_IFDIR:
 		c.add(ledger.Delta{}.Minus(d))
 	case st.Nlink > 0:
-		c.add(ledger.Delta{Inodes: -1})
+		c.add(ledger.Delta{Inodes: -max(0, names-int64(st.Nlink))})
 	default:
+		c.add(ledger.Delta{Inodes: -max(0, names-1)})
 		c.op.Orphan(st.Ino, d, false)
 	}
 }
@@ -247,7 +248,7 @@ func (n *named) stillThere(name string) bool {
 func (n *named) gone() {
 	if n.fd >= 0 {
 		_ = unlinkedPoint.Hit()
-		n.lost(n.fd, n.charge)
+		n.lost(n.fd, n.charge, int64(n.st.Nlink))
 	}
 }
 
