@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"slices"
+	"sync"
 )
 
 // errLayout says that a file system is not laid out as stamp knows it.
@@ -50,13 +51,13 @@ const (
 
 var (
 	le         = binary.LittleEndian
-	castagnoli = crc32.MakeTable(crc32.Castagnoli)
+	castagnoli = sync.OnceValue(func() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) }) // not at every start
 )
 
 // crc continues ext4's crc32c, which is not inverted at its ends.
 func crc(c uint32, parts ...[]byte) uint32 {
 	for _, p := range parts {
-		c = ^crc32.Update(^c, castagnoli, p)
+		c = ^crc32.Update(^c, castagnoli(), p)
 	}
 	return c
 }

@@ -50,7 +50,7 @@ func templateFor(mkfs string, sizeBytes int64, opt FormatOptions) *template {
 	if _, ok := parseUUID(uuid); !ok {
 		return nil
 	}
-	name := fmt.Sprintf("ext4-%d-%08x", sizeBytes, crc32.Checksum([]byte(key), castagnoli))
+	name := fmt.Sprintf("ext4-%d-%08x", sizeBytes, crc32.Checksum([]byte(key), castagnoli()))
 	return &template{filepath.Join(opt.Templates, name), key}
 }
 
@@ -101,13 +101,13 @@ func encodeTemplate(extents []extent, key string) []byte {
 	for _, e := range extents {
 		b = append(b, e.data...)
 	}
-	le.PutUint32(b[len(templateMagic):], crc32.Checksum(b[templateHead:], castagnoli))
+	le.PutUint32(b[len(templateMagic):], crc32.Checksum(b[templateHead:], castagnoli()))
 	return b
 }
 
 func decodeTemplate(b []byte, key string) ([]extent, error) {
 	if len(b) < templateHead || string(b[:len(templateMagic)]) != templateMagic ||
-		le.Uint32(b[len(templateMagic):]) != crc32.Checksum(b[templateHead:], castagnoli) {
+		le.Uint32(b[len(templateMagic):]) != crc32.Checksum(b[templateHead:], castagnoli()) {
 		return nil, errUnusable
 	}
 	b, ok := bytes.CutPrefix(b[templateHead:], append(le.AppendUint32(nil, uint32(len(key))), key...))
