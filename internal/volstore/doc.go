@@ -76,6 +76,9 @@
 //     its identity is that of a removed record.
 //   - A call that waited for a lock acts on the volume it was called for, never
 //     on one made meanwhile under the same name.
+//   - What cannot be moved (immutable, another user's, a mount point) makes a
+//     removal or rename fail, and then the record is as it was.
+//   - Nothing is deleted on another mount than the volume's.
 //   - No reading call writes anything or waits for a name's lock.
 //   - Nothing here follows a path inside a volume.
 //
