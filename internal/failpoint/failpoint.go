@@ -17,6 +17,7 @@ package failpoint
 import (
 	"fmt"
 	"os"
+	"runtime"
 	"sort"
 	"strings"
 	"sync"
@@ -105,6 +106,18 @@ func ArmSpec(spec string) error {
 	return nil
 }
 
+// stop stops the process before it returns. A signal to the process alone may be
+// taken by another thread, some time later.
+func stop() error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	_, _, errno := syscall.RawSyscall(syscall.SYS_TGKILL, uintptr(os.Getpid()), uintptr(syscall.Gettid()), uintptr(syscall.SIGSTOP))
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
 func parseAction(name, action string) (func() error, error) {
 	switch action {
 	case "kill":
@@ -119,7 +132,7 @@ func parseAction(name, action string) (func() error, error) {
 	case "panic":
 		return func() error { panic("failpoint " + name) }, nil
 	case "stop":
-		return func() error { return syscall.Kill(os.Getpid(), syscall.SIGSTOP) }, nil
+		return stop, nil
 	case "sleep":
 		return func() error { time.Sleep(time.Hour); return nil }, nil
 	}
