@@ -19,7 +19,7 @@ import (
 func (a *account) alone() *share {
 	s := a.serve()
 	for !s.srv.quota.alone.Load() {
-		time.Sleep(pollEvery / 10)
+		time.Sleep(pollEvery / 10) // until its next poll
 	}
 	return s
 }
@@ -111,7 +111,7 @@ func TestChangedWithoutName(t *testing.T) {
 		o := other.openFile("f", unix.O_RDWR)
 		var both sync.WaitGroup
 		both.Go(func() {
-			time.Sleep(time.Duration(round) * 20 * time.Microsecond)
+			time.Sleep(time.Duration(round) * 20 * time.Microsecond) // another instant in each round
 			s.must(s.unlink(rootID, "f"))
 		})
 		both.Go(func() {

@@ -12,6 +12,7 @@ import (
 
 	w "github.com/microsandbox-go/microsandbox/internal/fusewire"
 	"github.com/microsandbox-go/microsandbox/internal/ledger"
+	"github.com/microsandbox-go/microsandbox/internal/prereq"
 	"github.com/microsandbox-go/microsandbox/internal/volumefs"
 )
 
@@ -33,6 +34,13 @@ func (a *account) holder() *ledger.Writer {
 	}
 	a.t.Cleanup(func() { h.Close() })
 	return h
+}
+
+// hold waits for the lock of an inode.
+func hold(w *ledger.Writer, ino uint64) {
+	for !w.TryHold(ino) {
+		time.Sleep(time.Millisecond)
+	}
 }
 
 // TestAttributesOfARemovedDirectory: they are nobody's any more, and cannot grow.
@@ -78,7 +86,7 @@ func longACL() []byte {
 func TestInheritedAccessLists(t *testing.T) {
 	a := newAccount(t, ledger.Limits{Bytes: 1 << 20})
 	if err := unix.Setxattr(a.dir, "system.posix_acl_default", longACL(), 0); err != nil {
-		t.Skipf("a file system with access lists in the temporary directory: %v", err)
+		prereq.Missing(t, "a file system with access lists in the temporary directory: %v", err)
 	}
 	a.settle()
 	s, host := a.serve(), a.host()
@@ -138,13 +146,14 @@ func TestCopyOfWhatGrows(t *testing.T) {
 	src, sfh := s.mustCreate(rootID, "src", 0o600)
 	dst, dfh := s.mustCreate(rootID, "dst", 0o600)
 	s.write(src.NodeID, sfh, 0, "x")
-	for !third.TryHold(a.ino("dst")) {
-		time.Sleep(time.Millisecond)
-	}
+	hold(third, a.ino("dst"))
 	var copied sync.WaitGroup
 	copied.Go(func() {
 		_, _ = other.do(w.OpCopyFileRange, src.NodeID, 8, pack(w.CopyFileRangeIn{FhIn: sfh, NodeIDOut: dst.NodeID, FhOut: dfh, Len: 4 << 20}, w.Append))
 	})
+	for stripe := s.srv.quota.stripeOf(a.ino("dst")); stripe.TryLock(); stripe.Unlock() {
+		time.Sleep(time.Millisecond) // until the copy has it, and waits for the target's lock
+	}
 	for i := range uint64(40) {
 		if _, err := s.write(src.NodeID, sfh, i*100_000, pattern(100_000)); err != 0 {
 			t.Fatal(err)
@@ -177,7 +186,7 @@ func TestTruncateOfAClosedHandle(t *testing.T) {
 				t.Errorf("truncate: %v", err)
 			}
 		})
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) // about when the cut is at work: any instant will do
 		s.must(s.release(e.NodeID, fh))
 		cut.Wait()
 		s.must(s.unlink(rootID, "f"))
@@ -231,14 +240,12 @@ func TestHostRenamesALink(t *testing.T) {
 		_, err := s.link(y.NodeID, rootID, "z")
 		s.must(err)
 		root := a.ino(".")
-		for !third.TryHold(root) {
-			time.Sleep(time.Millisecond)
-		}
+		hold(third, root)
 		var both sync.WaitGroup
 		both.Go(func() { s.must(s.rename(rootID, "z", rootID, "x", 0)) })
-		time.Sleep(time.Duration(round) * time.Millisecond)
+		time.Sleep(time.Duration(round) * time.Millisecond) // who comes first differs from round to round
 		both.Go(func() { _ = host.fs.Rename(t.Context(), "/x", "/y", volumefs.WriteOptions{}) })
-		time.Sleep(10 * time.Millisecond)
+		time.Sleep(10 * time.Millisecond) // so that both have looked, and wait, in most rounds
 		third.Unhold(root)
 		both.Wait()
 		a.equal(fmt.Sprintf("round %d", round))

@@ -484,10 +484,7 @@ func TestWritersAtOnce(t *testing.T) {
 // host deletes meanwhile, again and again; nothing stays charged.
 func TestHostDeletesWhatGrows(t *testing.T) {
 	a := newAccount(t, ledger.Limits{Bytes: 1 << 30})
-	s, host := a.serve(), a.host()
-	for !s.srv.quota.alone.Load() {
-		time.Sleep(pollEvery)
-	}
+	s, host := a.alone(), a.host()
 	for round := range 60 {
 		e, fh := s.mustCreate(rootID, "f", 0o600)
 		var both sync.WaitGroup
@@ -500,7 +497,7 @@ func TestHostDeletesWhatGrows(t *testing.T) {
 			}
 		})
 		both.Go(func() {
-			time.Sleep(time.Duration(round) * 10 * time.Microsecond)
+			time.Sleep(time.Duration(round) * 10 * time.Microsecond) // another instant in each round
 			if err := host.fs.Remove(t.Context(), "/f"); err != nil {
 				t.Error(err)
 			}

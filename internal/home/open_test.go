@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
+	"github.com/microsandbox-go/microsandbox/internal/prereq"
 )
 
 // TestOpenFile: only a file is opened; a pipe is not waited for, and nothing is
@@ -96,9 +97,7 @@ func TestMain(m *testing.M) {
 
 // TestHomeOfAnotherUser: the error says whose it is.
 func TestHomeOfAnotherUser(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root")
-	}
+	prereq.Root(t, "be two users")
 	dir := t.TempDir()
 	if err := errors.Join(os.Chmod(filepath.Dir(dir), 0o755), os.Chmod(dir, 0o700)); err != nil {
 		t.Fatal(err)

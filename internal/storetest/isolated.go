@@ -30,25 +30,57 @@ func Isolated(t *testing.T) bool {
 		}
 		return true
 	}
-	cmd := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=5m")
-	cmd.Env = append(os.Environ(), isolatedVar+"="+t.Name())
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	attr := &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
 	if os.Getuid() != 0 {
-		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
-		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
-		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
+		attr.Cloneflags |= syscall.CLONE_NEWUSER
+		attr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
+		attr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
 	}
+	again(t, "a mount namespace", attr, isolatedVar+"="+t.Name())
+	return false
+}
+
+// Somebody is an ordinary user.
+const Somebody = 65534
+
+// AsSomebody runs the calling top-level test again in a child as an ordinary user,
+// if this one is root: what root may, shows nothing about permissions. It reports
+// true where there is no root; the parent gets false when the child has ended, and
+// must return.
+func AsSomebody(t *testing.T) bool {
+	t.Helper()
+	if os.Getuid() != 0 {
+		return true
+	}
+	dir, err := os.MkdirTemp("/tmp", "msb-test-somebody-") // the usual place may be root's alone
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Chown(dir, Somebody, Somebody); err != nil {
+		prereq.Missing(t, "a user but root: %v", err)
+	}
+	again(t, "a user but root", &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: Somebody, Gid: Somebody}}, "TMPDIR="+dir, "HOME="+dir)
+	return false
+}
+
+// again runs the calling top-level test in a child; need is what that takes.
+func again(t *testing.T, need string, attr *syscall.SysProcAttr, env ...string) {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=5m")
+	cmd.Env = append(os.Environ(), env...)
+	attr.Pdeathsig = syscall.SIGKILL
+	cmd.SysProcAttr, cmd.Dir = attr, "/"
 	out, err := cmd.CombinedOutput()
 	if errno, ok := isErrno(err); ok {
-		prereq.Missing(t, "a mount namespace ("+errno.Error()+")")
-		return false
+		prereq.Missing(t, "%s (%v)", need, errno)
+		return
 	}
 	if err != nil {
-		t.Errorf("in its own mount namespace: %v\n%s", err, out)
+		t.Errorf("with %s: %v\n%s", need, err, out)
 	} else {
 		t.Logf("%s", out)
 	}
-	return false
 }
 
 func isErrno(err error) (syscall.Errno, bool) {

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/microsandbox-go/microsandbox/internal/ledger"
+	"github.com/microsandbox-go/microsandbox/internal/prereq"
 )
 
 // boundDir is a host directory that is mounted with a quota.
@@ -23,6 +24,21 @@ func newBoundDir(t *testing.T, s *Store) *boundDir {
 	t.Helper()
 	d := &boundDir{t, s, filepath.Join(t.TempDir(), "shared")}
 	if err := os.Mkdir(d.path, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// newUsedDir is newBoundDir with two blocks of before the first mount, and two of a
+// guest that has gone.
+func newUsedDir(t *testing.T, s *Store) *boundDir {
+	t.Helper()
+	d := newBoundDir(t, s)
+	if err := d.write(nil, "before", 5000); err != nil {
+		t.Fatal(err)
+	}
+	w := d.mount(1)
+	if err := errors.Join(d.write(w, "new", 5000), w.Close()); err != nil {
 		t.Fatal(err)
 	}
 	return d
@@ -124,17 +140,11 @@ func TestDamagedBindLedger(t *testing.T) {
 		}
 		t.Run(name, func(t *testing.T) {
 			s, _ := newStore(t)
-			d := newBoundDir(t, s)
-			if err := d.write(nil, "before", 5000); err != nil {
-				t.Fatal(err)
-			}
-			w := d.mount(1)
-			if err := errors.Join(d.write(w, "new", 5000), w.Close()); err != nil {
-				t.Fatal(err)
-			}
+			d := newUsedDir(t, s)
 			_, book := d.files()
 			if err := errors.Join(os.Remove(book), damage(book)); err != nil {
-				t.Skip("cannot be made: ", err)
+				prereq.Root(t, "make a device node")
+				t.Fatal(err)
 			}
 			d.wantUsed(d.mount(1), 8192, 1)
 		})
@@ -167,7 +177,7 @@ func TestBindLedgerOfANewDirectory(t *testing.T) {
 	note, _ := d.files()
 	n, err := readBindNote(note)
 	if err != nil || n.Identity.BirthNS == 0 {
-		t.Skip("the file system knows no birth times: ", err)
+		prereq.Missing(t, "a file system that knows birth times (%v)", err)
 	}
 	n.Identity.BirthNS--
 	old := &bind{s: s, note: n}
@@ -198,17 +208,10 @@ func TestBindLedgerAfterABoot(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			s, h := newStore(t)
-			d := newBoundDir(t, s)
-			if err := d.write(nil, "before", 5000); err != nil {
-				t.Fatal(err)
-			}
-			w := d.mount(1)
-			if err := errors.Join(d.write(w, "new", 5000), w.Close()); err != nil {
-				t.Fatal(err)
-			}
+			d := newUsedDir(t, s)
 			note, book := d.files()
 			if n, err := readBindNote(note); err != nil || n.Identity.BirthNS == 0 {
-				t.Skip("the file system knows no birth times: ", err)
+				prereq.Missing(t, "a file system that knows birth times (%v)", err)
 			}
 			if tt.booted {
 				age(t, book)

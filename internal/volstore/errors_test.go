@@ -13,6 +13,7 @@ import (
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	"github.com/microsandbox-go/microsandbox/internal/home"
+	"github.com/microsandbox-go/microsandbox/internal/prereq"
 )
 
 // TestFullDiskNamesVolume: whoever runs out of space, the error says what was to
@@ -54,7 +55,7 @@ func TestNoAccess(t *testing.T) {
 		dir := t.TempDir()
 		if os.Getuid() == 0 {
 			if err := os.Chown(dir, somebody, somebody); err != nil {
-				t.Skip("needs more users than one: ", err)
+				prereq.Missing(t, "a user but root: %v", err)
 			}
 		}
 		if err := errors.Join(os.Chmod(filepath.Dir(dir), 0o755), os.Chmod(dir, tt.mode)); err != nil {

@@ -22,8 +22,7 @@ import (
 	"github.com/microsandbox-go/microsandbox/internal/storetest"
 )
 
-// somebody is an ordinary user.
-const somebody = 65534
+const somebody = storetest.Somebody
 
 // smallHome is a home on a small file system, worked on by one user.
 type smallHome struct {

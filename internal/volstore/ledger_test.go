@@ -17,6 +17,8 @@ import (
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	"github.com/microsandbox-go/microsandbox/internal/home"
 	"github.com/microsandbox-go/microsandbox/internal/ledger"
+	"github.com/microsandbox-go/microsandbox/internal/prereq"
+	"github.com/microsandbox-go/microsandbox/internal/storetest"
 )
 
 func mustUsed(t *testing.T, s *Store, v *Volume) ledger.State {
@@ -70,7 +72,8 @@ func TestDamagedLedger(t *testing.T) {
 			v := mustCreate(t, s, Spec{Name: "v", QuotaMiB: 1, Inodes: 9})
 			growVolume(t, s, v, "f", 5000)
 			if err := errors.Join(os.Remove(s.ledgerPath(v.ID)), damage(s.ledgerPath(v.ID))); err != nil {
-				t.Skip("cannot be made: ", err)
+				prereq.Root(t, "make a device node")
+				t.Fatal(err)
 			}
 			found := ledger.Delta{Bytes: 8192, Inodes: 1}
 			limits := ledger.Limits{Bytes: 1 << 20, Inodes: 9}
@@ -185,7 +188,8 @@ func TestDamagedLimits(t *testing.T) {
 			v := mustCreate(t, s, Spec{Name: "v", Inodes: 9})
 			path := filepath.Join(h.State(v.ID), limitsName)
 			if err := errors.Join(os.Remove(path), damage(path)); err != nil {
-				t.Skip("cannot be made: ", err)
+				prereq.Root(t, "make a device node")
+				t.Fatal(err)
 			}
 			_, err := s.OpenLedger(t.Context(), v.ID)
 			var e *errdefs.Error
@@ -266,14 +270,7 @@ func TestUseAfterABoot(t *testing.T) {
 func TestUsageWhileWriting(t *testing.T) {
 	s, _ := newStore(t)
 	v := mustCreate(t, s, Spec{Name: "v"})
-	f, err := s.OpenLedger(t.Context(), v.ID)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w, err := ledger.NewWriter(f, ledger.Options{Server: true})
-	if err != nil {
-		t.Fatal(err)
-	}
+	w, _ := serveLedger(t, s, v)
 	defer w.Close()
 	op := w.Lock()
 	if err := errors.Join(op.Grow(ledger.Delta{Bytes: 4096}), op.Done(ledger.Delta{Bytes: 4096})); err != nil {
@@ -294,14 +291,7 @@ func TestUsageWhileWriting(t *testing.T) {
 func TestSurveyLeavesWritersAlone(t *testing.T) {
 	s, _ := newStore(t)
 	v := mustCreate(t, s, Spec{Name: "v"})
-	f, err := s.OpenLedger(t.Context(), v.ID)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w, err := ledger.NewWriter(f, ledger.Options{Server: true})
-	if err != nil {
-		t.Fatal(err)
-	}
+	w, f := serveLedger(t, s, v)
 	op := w.Lock()
 	if err := errors.Join(op.Grow(ledger.Delta{Bytes: 1 << 19}), w.Doubt()); err != nil {
 		t.Fatal(err)
@@ -424,14 +414,7 @@ func TestKilledWriterIsCountedAtDetach(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, err := s.OpenLedger(t.Context(), v.ID)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w, err := ledger.NewWriter(f, ledger.Options{Server: true})
-	if err != nil {
-		t.Fatal(err)
-	}
+	w, f := serveLedger(t, s, v)
 	op := w.Lock()
 	if err := errors.Join(op.Grow(ledger.Delta{Bytes: 1}), op.Done(ledger.Delta{}), f.Close()); err != nil { // as a kill does
 		t.Fatal(err)
@@ -568,8 +551,8 @@ func TestAdoptedDirectoryIsCounted(t *testing.T) {
 // TestCountNamesWhatItCannotSee: a directory that cannot be listed is named, and
 // the home is not blamed for it.
 func TestCountNamesWhatItCannotSee(t *testing.T) {
-	if os.Getuid() == 0 {
-		t.Skip("root sees everything")
+	if !storetest.AsSomebody(t) {
+		return
 	}
 	s, _ := newStore(t)
 	v := mustCreate(t, s, Spec{Name: "v"})
@@ -610,4 +593,19 @@ func TestUnfinishedLedgersAreSwept(t *testing.T) {
 			t.Errorf("%s: old is there: %v, now: %v", prefix, exists(prefix+"old"), exists(prefix+"now"))
 		}
 	}
+}
+
+// serveLedger is a file server of a volume, as far as its ledger sees one. Closing
+// the file is what a kill does to it.
+func serveLedger(t *testing.T, s *Store, v *Volume) (*ledger.Writer, *os.File) {
+	t.Helper()
+	f, err := s.OpenLedger(t.Context(), v.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := ledger.NewWriter(f, ledger.Options{Server: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w, f
 }

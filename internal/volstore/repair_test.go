@@ -16,6 +16,7 @@ import (
 
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	"github.com/microsandbox-go/microsandbox/internal/home"
+	"github.com/microsandbox-go/microsandbox/internal/prereq"
 )
 
 // told is what repair said of one kind: names and actions.
@@ -178,7 +179,8 @@ func makeStuck(t *testing.T, path string) (free func()) {
 	}
 	if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, immutable); err != nil {
 		_ = f.Close()
-		t.Skip("needs root and a file system with immutable files: ", err)
+		prereq.Root(t, "make a file immutable")
+		prereq.Missing(t, "a file system with immutable files: %v", err)
 	}
 	free = func() {
 		_ = unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, 0)
