@@ -318,18 +318,14 @@ func (x *nameChange) done() {
 }
 
 // aclDefault is the attribute of a directory that what is made in it inherits.
-var aclDefault = []byte("system.posix_acl_default\x00")
+var aclDefault = []byte(ledger.DefaultACL + "\x00")
 
 // inherits is the most that attributes cost which something new gets from its
 // directory.
-func (x *nameChange) inherits(c *call, dir *inode, isDir bool) int64 {
-	if x == nil {
+func (q *quota) inherits(c *call, dir *inode, isDir bool) int64 {
+	if !q.counts(dir) {
 		return 0
 	}
-	return x.q.inherits(c, dir, isDir)
-}
-
-func (q *quota) inherits(c *call, dir *inode, isDir bool) int64 {
 	size, err := c.nodeGetxattr(dir, &aclDefault[0], nil)
 	if err != 0 || size <= 0 {
 		return 0
@@ -338,11 +334,11 @@ func (q *quota) inherits(c *call, dir *inode, isDir bool) int64 {
 }
 
 // inherited is what they cost in truth; most is what inherits said.
-func (x *nameChange) inherited(c *call, n *inode, most int64) int64 {
+func (q *quota) inherited(c *call, n *inode, most int64) int64 {
 	if most == 0 || n == nil {
 		return 0
 	}
-	return x.q.rules.Xattrs(c.countXattrs(n.fd, n.format))
+	return q.rules.Xattrs(c.countXattrs(n.fd, n.format))
 }
 
 // chargeNameless charges a file that gets no name. done is told its node, which
@@ -354,7 +350,7 @@ func (c *call) chargeNameless(dir *inode) (done func(*inode), err errno) {
 	}
 	op := q.w.Lock()
 	one, acl := ledger.Delta{Inodes: 1}, q.inherits(c, dir, false)
-	if err := q.grow(&op, ledger.Delta{Bytes: acl, Inodes: 1}); err != 0 {
+	if err := q.grow(&op, one.Plus(ledger.Delta{Bytes: acl})); err != 0 {
 		_ = op.Done(ledger.Delta{})
 		return nil, err
 	}
@@ -363,9 +359,7 @@ func (c *call) chargeNameless(dir *inode) (done func(*inode), err errno) {
 			_ = op.Done(ledger.Delta{})
 			return
 		}
-		if acl > 0 {
-			one.Bytes = q.rules.Xattrs(c.countXattrs(n.fd, n.format))
-		}
+		one.Bytes = q.inherited(c, n, acl)
 		q.orphaned(&op, n.key.ino, one)
 		_ = op.Done(one)
 	}, 0

@@ -16,7 +16,7 @@ type closing struct {
 
 // closed is called with the last reference of a node.
 func (q *quota) closed(n *inode) {
-	if !q.counts(n) || n.isDir() || n.id == rootID {
+	if !q.pinned(n) {
 		q.s.closeLater(n.fd, n)
 		return
 	}

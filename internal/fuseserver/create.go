@@ -114,9 +114,9 @@ func (c *call) create(dir *inode, name judged, flags int, in *fusewire.CreateIn)
 func (c *call) createNew(dir *inode, name judged, flags int, v overlay, a *fusewire.Attr) (n *inode, fd int, err errno) {
 	one := ledger.Delta{Inodes: 1}
 	x := c.changeNames(dir, nil, 0)
-	acl := x.inherits(c, dir, false)
+	acl := c.s.quota.inherits(c, dir, false)
 	defer func() {
-		one.Bytes += x.inherited(c, n, acl)
+		one.Bytes += c.s.quota.inherited(c, n, acl)
 		x.made(dir, name, one, err)
 		x.done()
 	}()

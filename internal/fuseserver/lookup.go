@@ -176,7 +176,7 @@ func (c *call) adopt(dir *inode, fd int, a *fusewire.Attr, ours bool) (*inode, e
 	}
 	n := c.spare
 	c.s.setInode(n, c.s.lastID.Add(1), fd, &c.stx)
-	counted := c.s.quota.counts(n) && !n.isDir()
+	counted := c.s.quota.pinned(n)
 	if counted {
 		// From here on who takes the last name knows that we have it open.
 		c.s.quota.pin(n.key.ino)

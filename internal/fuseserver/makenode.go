@@ -96,11 +96,11 @@ func (c *call) makeNamed(name judged, mode uint32, m maker, cost ledger.Delta) e
 	var out fusewire.EntryOut
 	var n *inode
 	x := c.changeNames(dir, nil, 0)
-	acl := x.inherits(c, dir, mode&unix.S_IFMT == unix.S_IFDIR)
+	acl := c.s.quota.inherits(c, dir, mode&unix.S_IFMT == unix.S_IFDIR)
 	if err = x.room(dir, name, cost.Plus(ledger.Delta{Bytes: acl})); err == 0 {
 		n, err = m(dir, name, v, &out.Attr)
 	}
-	cost.Bytes += x.inherited(c, n, acl)
+	cost.Bytes += c.s.quota.inherited(c, n, acl)
 	x.made(dir, name, cost, err)
 	x.done()
 	if err != 0 {

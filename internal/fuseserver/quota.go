@@ -150,6 +150,10 @@ func (q *quota) stripeOf(ino uint64) *sizeStripe { return &q.sizes[ino%uint64(le
 // mounted below it.
 func (q *quota) counts(n *inode) bool { return q != nil && n.key.dev == q.dev }
 
+// pinned reports whether a node is counted as long as it is open: any of the volume
+// but a directory.
+func (q *quota) pinned(n *inode) bool { return q.counts(n) && !n.isDir() }
+
 // refusal turns an error of the ledger into what the guest is told.
 func refusal(err error) errno {
 	var full *errdefs.QuotaError
@@ -251,7 +255,7 @@ func (q *quota) orphans(visit func(ino uint64, measure func() (ledger.Delta, boo
 
 // nameless reports whether a node is one of the volume that has no name left.
 func (q *quota) nameless(n *inode) (st unix.Stat_t, is bool) {
-	if !q.counts(n) || n.isDir() || n.id == rootID {
+	if !q.pinned(n) {
 		return st, false
 	}
 	err := fstat(n.quick, n.fd, &st)

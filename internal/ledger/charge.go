@@ -107,24 +107,24 @@ func (Rules) Xattrs(bytes int64) int64 {
 func (r Rules) Inherited(size int, isDir bool) int64 {
 	sum := len(aclAccess) + size
 	if isDir {
-		sum += len(aclDefault) + size
+		sum += len(DefaultACL) + size
 	}
 	return r.Xattrs(int64(sum))
 }
 
 // InheritedOf is Inherited for an open directory; it may be open with O_PATH.
 func (r Rules) InheritedOf(dir int, isDir bool) int64 {
-	size, err := unix.Getxattr(fdPath(dir), aclDefault, nil)
+	size, err := unix.Getxattr(fdPath(dir), DefaultACL, nil)
 	if err != nil || size <= 0 {
 		return 0
 	}
 	return r.Inherited(size, isDir)
 }
 
-const (
-	aclAccess  = "system.posix_acl_access"
-	aclDefault = "system.posix_acl_default"
-)
+// DefaultACL is the attribute of a directory with the list that is inherited.
+const DefaultACL = "system.posix_acl_default"
+
+const aclAccess = "system.posix_acl_access"
 
 // overlayXattr holds what guests see of a file. Every file of a volume may have
 // one; it fits into any inode.
@@ -136,7 +136,7 @@ func CountedXattr(name string) bool {
 	switch name {
 	case overlayXattr:
 		return false
-	case aclAccess, aclDefault:
+	case aclAccess, DefaultACL:
 		return true
 	}
 	return len(name) > 5 && name[:5] == "user."
