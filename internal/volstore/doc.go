@@ -6,8 +6,9 @@
 // state directory volumes/.state/ID with volume.json (a copy of the record), the
 // file attach (made by the first attachment, locked by whoever has the volume
 // attached) and alive, another name of volume.json (its link count tells open
-// handles that the volume is gone). Names can be used again; ids cannot. An identity is device, inode and birth time of a data
-// directory: it tells a volume's data from a stranger's. A stranger is a
+// handles that the volume is gone). Names can be used again; ids cannot. An
+// identity is device, inode and birth time of a data directory: it tells a
+// volume's data from a stranger's. A stranger is a
 // directory in volumes/ that no record, staging note or tombstone accounts for:
 // it is reported and can be adopted, but never deleted.
 //

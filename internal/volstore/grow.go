@@ -31,10 +31,10 @@ var (
 // then the next mutating command or attachment records that, and nobody has used
 // it meanwhile. When Grow fails the volume is as it was.
 //
-// Errors: Filesystem for an image that is missing or cut off; InvalidConfig for a size below the present one, one that cannot be
-// reached, a directory volume, and with the cause ErrVolumeInUse;
-// UnsupportedOperation for another file system than ext4; VolumeNotFound;
-// Cancelled; IO.
+// Errors: Filesystem for an image that is missing or cut off; InvalidConfig for a
+// size below the present one, one that cannot be reached, a directory volume, and
+// with the cause ErrVolumeInUse; UnsupportedOperation for another file system than
+// ext4; VolumeNotFound; Cancelled; IO.
 func (s *Store) Grow(ctx context.Context, name string, sizeMiB uint32) (*Volume, error) {
 	v, err := s.Get(ctx, name)
 	if err != nil {

@@ -92,7 +92,7 @@ func (s *Store) openLedger(v *Volume) (*os.File, error) {
 // findLedger opens the ledger, makes it if there is none, and makes it anew if it
 // is damaged and nobody has it.
 func (s *Store) findLedger(v *Volume) (*os.File, *ledger.Ledger, error) {
-	f, l, err := s.openFile(v, os.O_RDWR)
+	f, l, err := s.ledgerFile(v, os.O_RDWR)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		err = s.newLedger(v, false)
@@ -107,7 +107,7 @@ func (s *Store) findLedger(v *Volume) (*os.File, *ledger.Ledger, error) {
 		return f, l, err
 	}
 	if err == nil {
-		f, l, err = s.openFile(v, os.O_RDWR)
+		f, l, err = s.ledgerFile(v, os.O_RDWR)
 	}
 	return f, l, err
 }
@@ -128,7 +128,7 @@ func (s *Store) replaceLedger(v *Volume) error {
 	if err != nil {
 		return s.damaged(v, fmt.Errorf("%w, and %w", ledger.ErrDamaged, err))
 	}
-	if again, _, err := s.openFile(v, os.O_RDONLY); err == nil {
+	if again, _, err := s.ledgerFile(v, os.O_RDONLY); err == nil {
 		return again.Close() // somebody was faster
 	}
 	return s.newLedger(v, true)
@@ -137,20 +137,16 @@ func (s *Store) replaceLedger(v *Volume) error {
 // lockLedger opens what should be a ledger, and keeps writers out as long as it is
 // open, if there is none: each has a byte of it locked. f is nil if it is no file.
 func lockLedger(path string) (f *os.File, free bool, err error) {
-	f, err = openFile(path, unix.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK)
-	if err != nil {
+	if f, err = openFile(path, unix.O_RDWR); err != nil {
 		return nil, false, err
-	}
-	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
-		return nil, false, errors.Join(err, f.Close())
 	}
 	all := unix.Flock_t{Type: unix.F_WRLCK}
 	return f, unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &all) == nil, nil
 }
 
-// openFile opens a ledger of a volume. Errors: fs.ErrNotExist, that of damaged.
-func (s *Store) openFile(v *Volume, flags int) (*os.File, *ledger.Ledger, error) {
-	f, err := os.OpenFile(s.ledgerPath(v.ID), flags|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+// ledgerFile opens a ledger of a volume. Errors: fs.ErrNotExist, that of damaged.
+func (s *Store) ledgerFile(v *Volume, flags int) (*os.File, *ledger.Ledger, error) {
+	f, err := openFile(s.ledgerPath(v.ID), flags)
 	if err != nil {
 		return nil, nil, s.damaged(v, err)
 	}
@@ -179,7 +175,7 @@ func (s *Store) damaged(v *Volume, err error) error {
 // isDamage tells a file that is no ledger, or no file at all, from one that cannot
 // be read.
 func isDamage(err error) bool {
-	for _, e := range []error{ledger.ErrDamaged, unix.ELOOP, unix.EISDIR, unix.ESPIPE, unix.ENXIO, unix.ENODEV} {
+	for _, e := range []error{ledger.ErrDamaged, home.ErrNotRegular, unix.ELOOP, unix.EISDIR, unix.ESPIPE, unix.ENXIO, unix.ENODEV} {
 		if errors.Is(err, e) {
 			return true
 		}
@@ -281,7 +277,7 @@ func (s *Store) countUnsettled(v *Volume) {
 	if state, _, err := s.Used(v); err != nil || !state.Unsettled || state.Foreign {
 		return
 	}
-	f, l, err := s.openFile(v, os.O_RDWR)
+	f, l, err := s.ledgerFile(v, os.O_RDWR)
 	if err != nil {
 		return
 	}

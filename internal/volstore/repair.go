@@ -314,12 +314,16 @@ func (s *Store) Repair(ctx context.Context) ([]Finding, error) {
 		return nil, err
 	}
 	var errs []error
-	for _, r := range damaged {
-		if f, err := s.restoreRecord(ctx, db, r); err != nil {
-			errs = append(errs, s.wrap("repair", r.Name, err))
+	note := func(name string, f *Finding, err error) {
+		if err != nil {
+			errs = append(errs, s.wrap("repair", name, err))
 		} else if f != nil {
 			found.add(*f)
 		}
+	}
+	for _, r := range damaged {
+		f, err := s.restoreRecord(ctx, db, r)
+		note(r.Name, f, err)
 	}
 	if len(damaged) > 0 {
 		if all, _, err = listAll(ctx, db); err != nil {
@@ -327,29 +331,31 @@ func (s *Store) Repair(ctx context.Context) ([]Finding, error) {
 		}
 	}
 	for _, r := range all {
-		if f, err := s.mendLength(ctx, r); err != nil {
-			errs = append(errs, s.wrap("repair", r.Name, err))
-		} else if f != nil {
-			found.add(*f)
-		}
-		if exists(filepath.Join(s.home.State(r.ID), noteName)) {
-			continue
-		}
-		lock, _, more, err := s.lockVolume(ctx, db, r)
-		if err == nil {
-			lock.unlock()
-			found.findings = append(found.findings, more.findings...)
-		} else if !errdefs.Is(err, errdefs.VolumeNotFound) {
-			errs = append(errs, s.wrap("repair", r.Name, err))
-		}
+		f, err := s.mendLength(ctx, r)
+		note(r.Name, f, err)
+		note(r.Name, nil, s.mendState(ctx, db, r, found))
 	}
 	left, err := s.Check(ctx)
 	for _, f := range found.findings {
-		if f.err != nil {
-			errs = append(errs, f.err)
-		}
+		errs = append(errs, f.err)
 	}
 	return append(found.findings, withoutSeen(left, found.findings)...), errors.Join(append(errs, err)...)
+}
+
+// mendState has the state directory of a volume made anew where it is missing.
+func (s *Store) mendState(ctx context.Context, db *records.DB, r *records.Volume, found *settled) error {
+	if exists(filepath.Join(s.home.State(r.ID), noteName)) {
+		return nil
+	}
+	lock, _, more, err := s.lockVolume(ctx, db, r)
+	if errdefs.Is(err, errdefs.VolumeNotFound) {
+		return nil
+	}
+	if err == nil {
+		lock.unlock()
+		found.findings = append(found.findings, more.findings...)
+	}
+	return err
 }
 
 // withoutSeen leaves out what was reported with what was done about it.

@@ -48,7 +48,7 @@ func (s *Store) UsedNow(ctx context.Context, v *Volume) (state ledger.State, ok 
 
 // settleUse makes a ledger say what a walk of at most budget files finds.
 func (s *Store) settleUse(ctx context.Context, v *Volume, budget int) (Counted, error) {
-	f, l, err := s.openFile(v, os.O_RDWR)
+	f, l, err := s.ledgerFile(v, os.O_RDWR)
 	if err != nil {
 		return Counted{}, err
 	}
@@ -118,7 +118,7 @@ func (s *Store) Survey(ctx context.Context, v *Volume) (Counted, error) {
 // it is. State is Uncounted, and has the limits only, where there is no ledger or
 // a damaged one. Errors: VolumeNotFound, Filesystem, Cancelled.
 func (s *Store) Verify(ctx context.Context, v *Volume) (Counted, error) {
-	f, l, err := s.openFile(v, os.O_RDONLY)
+	f, l, err := s.ledgerFile(v, os.O_RDONLY)
 	if damaged := errors.Is(err, ledger.ErrDamaged); damaged || errors.Is(err, fs.ErrNotExist) {
 		return s.measureUncounted(ctx, v, damaged)
 	}
