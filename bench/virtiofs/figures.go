@@ -107,17 +107,13 @@ func (b *bench) kicks(r *report) (err error) {
 }
 
 // allocations counts heap allocations per request of a server in this process
-// in its steady state: pages of the file that the host has reclaimed since are
-// read back first, as a read of a cold page goes to a worker and allocates.
+// in its steady state.
 func (b *bench) allocations(r *report) (err error) {
 	s, stop, err := inProcess(b.tree)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, stop()) }()
-	if err := bigFile(filepath.Join(b.tree, "big")); err != nil {
-		return err
-	}
 	for _, row := range allRows() {
 		if !slices.Contains([]string{"getattr d64", "lookup known d64", "read 4K d64", "write 4K d64"}, row.Name) {
 			continue

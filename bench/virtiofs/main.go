@@ -73,6 +73,11 @@ func run(o *options) (err error) {
 	if err := makeTree(tree); err != nil {
 		return err
 	}
+	release, err := keepWarm(tree)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, release()) }()
 	if o.ours == "" {
 		if o.ours, err = buildOurs(o.dir, o.bare, os.Stderr); err != nil {
 			return fmt.Errorf("build our server: %w", err)
