@@ -368,6 +368,16 @@ func TestQuotaBypasses(t *testing.T) {
 				return err
 			})
 		},
+		"an attribute again": func(t *testing.T, a *account, s *share) {
+			e, fh := s.mustCreate(rootID, "f", 0o600)
+			n := e.NodeID
+			s.must(s.setxattr(n, "user.a", pattern(3000), 0))
+			until(t, func(i int) errno { _, err := s.write(n, fh, uint64(i)<<12, "x"); return err })
+			s.must(s.setxattr(n, "user.a", pattern(3000), 0))
+			s.must(s.setxattr(n, "user.a", pattern(2000), unix.XATTR_REPLACE))
+			s.want(s.setxattr(n, "user.b", pattern(2500), 0), unix.ENOSPC, "another attribute")
+			s.must(s.removexattr(n, "user.a"))
+		},
 		"nameless": func(t *testing.T, a *account, s *share) {
 			until(t, func(int) errno {
 				_, err := s.do(w.OpTmpfile, rootID, w.EntryOutSize+w.OpenOutSize, pack(w.CreateIn{Flags: unix.O_RDWR | unix.O_TMPFILE, Mode: 0o100600}, w.Append))

@@ -134,7 +134,7 @@ func (c *call) opSetxattr() errno {
 		return err
 	}
 	defer n.drop()
-	done, err := c.changeXattrs(n, len(name)-1+int(in.Size))
+	done, err := c.changeXattrs(n, name, int(in.Size), false)
 	if err != 0 {
 		return err
 	}
@@ -155,7 +155,7 @@ func (c *call) opRemovexattr() errno {
 		return err
 	}
 	defer n.drop()
-	done, err := c.changeXattrs(n, 0)
+	done, err := c.changeXattrs(n, name, 0, true)
 	if err != 0 {
 		return err
 	}
