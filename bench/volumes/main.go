@@ -61,6 +61,24 @@ func (o *options) enough(start time.Time, round int) bool {
 	return round >= 5 && time.Since(start) > o.budget
 }
 
+// installOurs builds msb and copies it, as whoever installs it does, and as npm has
+// done with the peer: the linker writes by mmap, after which the page cache has the
+// program in pages of 4 KiB, and a start takes a fifth longer.
+func installOurs(dir string) (path string, err error) {
+	built, path := filepath.Join(dir, "built"), filepath.Join(dir, "msb")
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", built, "./cmd/msb")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	cmd.Stderr = os.Stderr
+	if err := cmd.Run(); err != nil {
+		return "", err
+	}
+	text, err := os.ReadFile(built)
+	if err != nil {
+		return "", err
+	}
+	return path, os.WriteFile(path, text, 0o755)
+}
+
 func run(o *options) (err error) {
 	for _, tool := range []string{"node", "/usr/sbin/mkfs.ext4"} {
 		if _, err := exec.LookPath(tool); err != nil {
@@ -78,11 +96,7 @@ func run(o *options) (err error) {
 	}
 	defer os.RemoveAll(o.dir)
 	if o.msb == "" {
-		o.msb = filepath.Join(o.dir, "msb")
-		cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", o.msb, "./cmd/msb")
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		cmd.Stderr = os.Stderr
-		if err := cmd.Run(); err != nil {
+		if o.msb, err = installOurs(o.dir); err != nil {
 			return fmt.Errorf("build msb: %w", err)
 		}
 	}
