@@ -101,7 +101,7 @@ func run(o *options) (err error) {
 		}
 	}
 	r := newReport(o)
-	for _, part := range []func(*options, *report) error{commands, allocated, calls, callsAmongMany} {
+	for _, part := range []func(*options, *report) error{commands, allocated, calls, callsAmongMany, lastCommands} {
 		if err := part(o, r); err != nil {
 			return err
 		}

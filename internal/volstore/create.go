@@ -203,12 +203,8 @@ func (st *staging) makeData(ctx context.Context) (err error) {
 	return err
 }
 
-// syncImage makes the image of a disk volume durable. An empty directory has
-// nothing of its own to sync.
+// syncImage makes the image of a disk volume durable.
 func (st *staging) syncImage() error {
-	if st.image == nil {
-		return nil
-	}
 	image := st.image
 	st.image = nil
 	synced := begin(func() error { return diskimg.Sync(image) })
@@ -230,9 +226,14 @@ func (st *staging) seal(sp *Spec) {
 		if err != nil {
 			return err
 		}
-		syncNote := func() error { return errors.Join(note.Sync(), note.Close()) }
-		syncStagings := func() error { return syncDir(st.s.home.Staging()) }
-		synced := begin(syncNote, st.file.Sync, syncStagings, st.syncImage)
+		syncs := []func() error{func() error { return errors.Join(note.Sync(), note.Close()) }}
+		if !keepsOrder(note) {
+			syncs = append(syncs, st.file.Sync, func() error { return syncDir(st.s.home.Staging()) })
+		}
+		if st.image != nil { // an empty directory has nothing of its own to sync
+			syncs = append(syncs, st.syncImage)
+		}
+		synced := begin(syncs...)
 		err = makeAlive(st.path)
 		if sp != nil {
 			err = errors.Join(err, st.makeLedger(sp))
@@ -287,13 +288,9 @@ func (s *Store) publish(ctx context.Context, db *records.DB, lock *nameLock, st 
 	}
 	asked := ctx
 	ctx = context.WithoutCancel(ctx)
-	forgotten, named := begin(found.forgettable(s)), begin()
+	forgotten := begin(found.forgettable(s))
 	err = db.InsertVolumeWhen(ctx, func() error {
-		if err := errors.Join(forgotten(), st.place(asked)); err != nil {
-			return err
-		}
-		named = begin(func() error { return syncDir(s.home.Volumes()) })
-		return nil
+		return errors.Join(forgotten(), st.place(asked))
 	}, &st.record, found.tombstones...)
 	if err != nil {
 		_ = forgotten()
@@ -304,9 +301,9 @@ func (s *Store) publish(ctx context.Context, db *records.DB, lock *nameLock, st 
 		}
 		return nil, errors.Join(err, st.unrename())
 	}
-	st.done = true // the record stands, whatever happens from here on
-	// Should this sync fail, a power cut may undo the rename: see placeData.
-	_ = named()
+	// The record stands, whatever happens from here on. A power cut may undo the
+	// rename, which nobody has synced; placeData does it again.
+	st.done = true
 	if err := pointCommitted.Hit(); err != nil {
 		return nil, err
 	}

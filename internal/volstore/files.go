@@ -183,10 +183,20 @@ func openFile(path string, flags int) (*os.File, error) {
 	}
 }
 
-// begin starts syncs that need not come in an order, to be waited for, as often
-// as one likes; nil is none. Syncs at
-// the same time cost hardly more than one: a file system with a journal writes
-// it once for all of them, and the disk flushes its cache once.
+// keepsOrder reports whether a new file that is synced has its directories with it:
+// where the file system has a journal, and all changes of names in the order in which
+// they were made (fsync of ext4 commits the transaction with the file's creation and
+// all before, that of XFS its log up to there; ext4 without a journal syncs new
+// parents, ext4_sync_parent in fs/ext4/fsync.c).
+func keepsOrder(f *os.File) bool {
+	var st unix.Statfs_t
+	return unix.Fstatfs(int(f.Fd()), &st) == nil && (st.Type == unix.EXT4_SUPER_MAGIC || st.Type == unix.XFS_SUPER_MAGIC)
+}
+
+// begin starts syncs that need not come in an order, to be waited for, as often as
+// one likes; nil is none. Syncs at the same time cost hardly more than one: a file
+// system with a journal writes it once for all of them, and the disk flushes its
+// cache once.
 func begin(syncs ...func() error) (wait func() error) {
 	errs := make([]error, len(syncs))
 	var wg sync.WaitGroup
