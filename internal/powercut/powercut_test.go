@@ -36,7 +36,7 @@ type run struct {
 }
 
 // flushesPerStep is how many flushes after a write a step has on average, at least.
-const flushesPerStep = 6
+const flushesPerStep = 5
 
 // runs returns what is judged: 300 flushes and 200 random cuts on ext4, and
 // something on btrfs, or as many random cuts as the soak wants.
@@ -44,7 +44,7 @@ func runs(t *testing.T) []run {
 	s := os.Getenv(cutsEnv)
 	if s == "" {
 		return []run{
-			{guestConfig{fs: "ext4", seed: 1, steps: 50}, 200, false},
+			{guestConfig{fs: "ext4", seed: 1, steps: 60}, 200, false},
 			{guestConfig{fs: "btrfs", seed: 2, steps: 25}, 50, false},
 		}
 	}
@@ -104,10 +104,10 @@ var plants = map[string]struct {
 	steps int
 	plant
 }{
-	"data of a file":    {"ext4", 8, plant{"internal/volumefs/temp.go", "return unix.Fdatasync(t.fd())", "return nil"}},
+	"data of a file":    {"ext4", 8, plant{"internal/volumefs/temp.go", "return unix.SyncFileRange(t.fd(), 0, 0, writtenBack)", "return nil"}},
 	"name of a file":    {"ext4", 8, plant{"internal/volumefs/dirs.go", "return unix.Fsync(fd)", "return nil"}},
-	"staging":           {"ext4", 8, plant{"internal/volstore/create.go", "synced := begin(syncNote, st.file.Sync, syncStagings, st.syncImage)", "synced := begin(func() error { _, _ = syncNote, syncStagings; return nil }, st.syncImage)"}},
-	"disk image":        {"ext4", 22, plant{"internal/volstore/create.go", "begin(syncNote, st.file.Sync, syncStagings, st.syncImage)", "begin(syncNote, st.file.Sync, syncStagings)"}},
+	"staging":           {"ext4", 8, plant{"internal/volstore/create.go", "errors.Join(note.Sync(), note.Close())", "note.Close()"}},
+	"disk image":        {"ext4", 22, plant{"internal/volstore/create.go", "syncs = append(syncs, st.syncImage)", ""}},
 	"records":           {"ext4", 8, plant{"internal/records/open.go", "synchronous(FULL)", "synchronous(OFF)"}},
 	"records' files":    {"ext4", 8, plant{"internal/records/vfs.go", "err := unix.Fdatasync(int(f.Fh))", "err := error(nil)"}},
 	"store":             {"btrfs", 30, plant{"internal/volstore/files.go", "return errors.Join(f.Sync(), f.Close())", "return f.Close()"}},

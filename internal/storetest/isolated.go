@@ -5,6 +5,7 @@ package storetest
 
 import (
 	"cmp"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -100,6 +101,28 @@ func Tmpfs(t *testing.T, size string) string {
 		t.Fatalf("mount tmpfs: %v", err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	return dir
+}
+
+// Ext4 mounts a new ext4 of 32 MiB, made with more options of mkfs.ext4, and returns
+// its path, which everybody can reach. Only inside Isolated.
+func Ext4(t *testing.T, options ...string) string {
+	t.Helper()
+	base := t.TempDir()
+	if err := os.Chmod(filepath.Dir(base), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	image, dir := filepath.Join(base, "image"), filepath.Join(base, "mnt")
+	if err := errors.Join(os.Mkdir(dir, 0o755), os.WriteFile(image, nil, 0o600), os.Truncate(image, 32<<20)); err != nil {
+		t.Fatal(err)
+	}
+	mkfs := append([]string{prereq.Program(t, "mkfs.ext4", "e2fsprogs"), "-q"}, options...)
+	for _, args := range [][]string{append(mkfs, image), {"mount", "-o", "loop", image, dir}} {
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			prereq.Missing(t, "a mounted ext4: %s: %v: %s", args[0], err, out)
+		}
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, 0) })
 	return dir
 }
 

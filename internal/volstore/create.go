@@ -288,9 +288,13 @@ func (s *Store) publish(ctx context.Context, db *records.DB, lock *nameLock, st 
 	}
 	asked := ctx
 	ctx = context.WithoutCancel(ctx)
-	forgotten := begin(found.forgettable(s))
+	forgotten, named := begin(found.forgettable(s)), begin()
 	err = db.InsertVolumeWhen(ctx, func() error {
-		return errors.Join(forgotten(), st.place(asked))
+		if err := errors.Join(forgotten(), st.place(asked)); err != nil {
+			return err
+		}
+		named = begin(func() error { return syncDir(s.home.Volumes()) })
+		return nil
 	}, &st.record, found.tombstones...)
 	if err != nil {
 		_ = forgotten()
@@ -301,9 +305,9 @@ func (s *Store) publish(ctx context.Context, db *records.DB, lock *nameLock, st 
 		}
 		return nil, errors.Join(err, st.unrename())
 	}
-	// The record stands, whatever happens from here on. A power cut may undo the
-	// rename, which nobody has synced; placeData does it again.
-	st.done = true
+	st.done = true // the record stands, whatever happens from here on
+	// Should this sync fail, a power cut may undo the rename: see placeData.
+	_ = named()
 	if err := pointCommitted.Hit(); err != nil {
 		return nil, err
 	}

@@ -14,8 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	"github.com/microsandbox-go/microsandbox/internal/home"
 	"github.com/microsandbox-go/microsandbox/internal/prereq"
@@ -99,7 +97,7 @@ func smallHomes(t *testing.T, test func(t *testing.T, h smallHome)) {
 				if kind == "tmpfs" {
 					dir = storetest.Tmpfs(t, "24m")
 				} else {
-					dir = smallExt4(t)
+					dir = storetest.Ext4(t, "-m", "0")
 				}
 				if err := errors.Join(os.Chown(dir, uid, uid), os.Chmod(dir, 0o755), os.Chmod(filepath.Dir(dir), 0o755)); err != nil {
 					t.Fatal(err)
@@ -108,29 +106,6 @@ func smallHomes(t *testing.T, test func(t *testing.T, h smallHome)) {
 			})
 		}
 	}
-}
-
-// smallExt4 mounts an ext4 of 32 MiB. Only inside storetest.Isolated.
-func smallExt4(t *testing.T) string {
-	t.Helper()
-	needMkfs(t)
-	base := t.TempDir()
-	if err := os.Chmod(filepath.Dir(base), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	image, dir := filepath.Join(base, "image"), filepath.Join(base, "mnt")
-	if err := errors.Join(os.Mkdir(dir, 0o755), os.WriteFile(image, nil, 0o600), os.Truncate(image, 32<<20)); err != nil {
-		t.Fatal(err)
-	}
-	for _, args := range [][]string{{"mkfs.ext4", "-q", "-m", "0", image}, {"mount", "-o", "loop", image, dir}} {
-		cmd := exec.Command(args[0], args[1:]...)
-		cmd.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":/sbin:/usr/sbin")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			prereq.Missing(t, fmt.Sprintf("a mounted ext4: %s: %v: %s", args[0], err, out))
-		}
-	}
-	t.Cleanup(func() { _ = unix.Unmount(dir, 0) })
-	return dir
 }
 
 // fullOps are the operations that need space, each with volumes of its own; undo

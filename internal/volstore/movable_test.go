@@ -150,7 +150,7 @@ func TestImmovable(t *testing.T) {
 		return
 	}
 	prereq.Root(t, "mount ext4")
-	dir := smallExt4(t)
+	dir := storetest.Ext4(t, "-m", "0")
 	h := home.Dir(filepath.Join(dir, "home"))
 	s := New(h)
 	t.Cleanup(func() { s.Close() })
@@ -264,7 +264,7 @@ func TestRenameOnAFullDisk(t *testing.T) {
 		return
 	}
 	prereq.Root(t, "mount ext4")
-	dir := smallExt4(t)
+	dir := storetest.Ext4(t, "-m", "0")
 	h := smallHome{home.Dir(filepath.Join(dir, "home")), dir, os.Getuid()}
 	h.must(t, "seed 8")
 	h.leave(t, 0)

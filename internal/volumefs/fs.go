@@ -75,6 +75,9 @@ type FS struct {
 
 	noUnnamed atomic.Bool // set once O_TMPFILE turned out not to work here
 	noXattrAt atomic.Bool // set once getxattrat turned out not to exist
+
+	orderOnce sync.Once
+	order     bool // see keepsOrder
 }
 
 // New returns the FS of an open data directory (O_PATH is enough). The

@@ -58,9 +58,13 @@ func (f *FS) newTemp(dir int) (*temp, error) {
 
 func (t *temp) fd() int { return int(t.file.Fd()) }
 
-// sync makes the data durable. Where the file system takes a file without a
-// name for one that nobody will miss, it gets a name before.
+// sync makes the data durable, or, where that is enough, durable before any name
+// that the file gets. Where the file system takes a file without a name for one that
+// nobody will miss, it gets a name before.
 func (t *temp) sync() error {
+	if t.fs.keepsOrder(t.fd()) {
+		return unix.SyncFileRange(t.fd(), 0, 0, writtenBack)
+	}
 	if t.name == "" && !t.syncsUnnamed() {
 		// The long part first: the name is to be there for an instant only.
 		if err := unix.Fdatasync(t.fd()); err != nil {

@@ -179,8 +179,9 @@ func (r *replacement) old() *metadata {
 	return &metadata{fd: r.to.fd}
 }
 
-// commit gives the file the metadata of like (nil: that of a new file), makes
-// it durable, then its parents, then its name.
+// commit gives the file the metadata of like (nil: that of a new file), sees to it
+// that its data is durable before its name is, and gives it that, and, if that was
+// asked for, makes its name and its parents durable.
 func (r *replacement) commit(like *metadata, o WriteOptions) error {
 	if err := r.room(0); err != nil { // an empty file is one, too
 		return err
