@@ -45,8 +45,8 @@ var reasons = map[string]map[string]string{
 		"fs.stat":                                           contained,
 		"fs.exists":                                         contained,
 		"fs.list 10 000 entries":                            contained,
-		"fs.write 4 KiB over a file (ours atomic, safe)": "the new content has to be on the disk before it gets the name. A new file, synced and renamed over the old one with plain calls, takes as long (BenchmarkPlainReplace4K, internal/volumefs): " +
-			"two thirds are one fdatasync, for which the disk is waited for three times where ext4 has no journal, a quarter is the space that the old file gives back. The peer overwrites in place and syncs nothing.",
+		"fs.write 4 KiB over a file (ours atomic, safe)": "the new content has to be on the disk before it gets the name: the floor is a new file, synced and renamed over the old one with plain calls. " +
+			"Two thirds are one fdatasync, for which the disk is waited for three times where ext4 has no journal, as here; with one it is not needed (internal/volumefs/order.go). The peer overwrites in place and syncs nothing.",
 		"read stream 256 MiB, own buffer":                    "one copy out of the page cache, at its speed.",
 		"read whole 256 MiB":                                 "new memory: each page of the answer is zeroed by the kernel before it is filled.",
 		"write stream 256 MiB, 64 KiB chunks (ours durable)": diskSpeed,
@@ -68,7 +68,8 @@ const (
 	alsoStart = "The start of the process is the other half: see msb --version."
 	listing   = "a third of the time is SQLite's (perf), which joins the columns of all rows to one text: reading row by row takes longer. Making the output, " +
 		"parsing, memory and the start of the process share the rest."
-	durable = "a creation waits for the disk three times, one after the other, as the doc comment of internal/volstore tells, all of them in SQLite's commit. " +
+	durable = "a creation waits for the disk three times, one after the other, as the doc comment of internal/volstore tells, all of them in SQLite's commit; " +
+		"others of its syncs run beside these. " +
 		"On this disk each takes as long as a third of what the peer takes in all; the peer syncs nothing."
 	newInodes = "A third of the processors' time is ext4's search for free inodes (perf: recently_deleted): without a journal, as here, it passes over every file that was deleted " +
 		"within the last minute, and the rounds delete what they have made."

@@ -190,8 +190,8 @@ func (s *ours) writeStream(ctx context.Context, chunk int) error {
 }
 
 // plain plays the operations on files with the calls a program would make
-// without any of this. It is a floor, not a rival: nothing of it is atomic,
-// durable or contained.
+// without any of this. It is a floor, not a rival: nothing of it is contained, and
+// nothing but replacing a file is atomic or durable.
 type plain struct{ dir string }
 
 func (s *plain) play(op string, n int) (time.Duration, error) {
@@ -201,7 +201,7 @@ func (s *plain) play(op string, n int) (time.Duration, error) {
 			return errors.Join(os.WriteFile(path("small"), small, 0o644), os.WriteFile(path("large"), large, 0o644), os.MkdirAll(path("many"), 0o755))
 		},
 		"read":      func() error { _, err := os.ReadFile(path("small")); return err },
-		"overwrite": func() error { return os.WriteFile(path("small"), small, 0o644) },
+		"overwrite": func() error { return replace(path("small"), small) },
 		"stat":      func() error { _, err := os.Lstat(path("small")); return err },
 		"list 10k": func() error {
 			list, err := os.ReadDir(path("listed"))
@@ -271,3 +271,20 @@ func (s *plain) copy(from, to string) error {
 
 // flush writes out what the others left dirty, so that nobody pays for it.
 func flush() { unix.Sync() }
+
+// replace replaces a file as a careful program does: readers and a power cut find
+// the old content or the new one.
+func replace(path string, data []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "new-")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = unix.Fdatasync(int(f.Fd()))
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return os.Rename(f.Name(), path)
+}

@@ -32,9 +32,10 @@
 //
 //   - SQLite's journal and the database: then the change is on the
 //     disk, and undone by whoever finds the journal. At the same time volume.json,
-//     .staging/ID and .staging: a name that a power cut leaves in volumes/ must
-//     find its note, or it would be a stranger's, and a record its data. And the
-//     image of a disk volume, with its directory.
+//     and, where that does not take them along (keepsOrder), .staging/ID and
+//     .staging: a name that a power cut leaves in volumes/ must find its note, or it
+//     would be a stranger's, and a record its data. And the image of a disk volume,
+//     with its directory.
 //   - The end of the journal, which commits; and after the rename, at the same
 //     time, volumes/. Neither needs the other: data without a record has its
 //     note, and a record whose data is not at its name finds it in .staging/ID.
@@ -44,10 +45,10 @@
 // The rename to .state/ID is not synced: as long as it is not durable,
 // .staging/ID is, and the next mutating call renames it. Removing waits for its
 // commit only: while the tombstone stands, the next mutating call moves what is
-// not in the trash. Tombstones of removals that are complete
-// stay until there are some: then a mutating call syncs volumes/ and .trash while
-// it commits, and forgets them with that commit. Where a directory's time of
-// birth is not known, every call does, since its identity may come again.
+// not in the trash. Tombstones of removals that are complete stay until there are
+// some: then a mutating call syncs volumes/ and .trash while it commits, and forgets
+// them with that commit. Where a directory's time of birth is not known, every call
+// does, since its identity may come again.
 //
 // # Recovery
 //
