@@ -97,16 +97,21 @@ type fileSystem struct {
 	options string
 	modules []string
 	tear    int64 // what it trusts a disk to write whole
+	whole   int64 // and all of this at the disk's beginning
 }
+
+// superblock is where ext4's ends. It has 1024 bytes with one checksum, and a half of
+// it that is missing makes the file system one that cannot be mounted.
+const superblock = 4096
 
 var fileSystems = map[string]fileSystem{
 	// An fsync of any file commits the whole journal. Data is written before the
 	// metadata that names it, but not because a file is renamed over another.
-	"ext4": {"ext4", "commit=300,noauto_da_alloc,errors=panic", nil, 512},
+	"ext4": {"ext4", "commit=300,noauto_da_alloc,errors=panic", nil, 512, superblock},
 	// The same, but data is written in no order to metadata.
-	"ext4-writeback": {"ext4", "commit=300,noauto_da_alloc,errors=panic,data=writeback", nil, 512},
+	"ext4-writeback": {"ext4", "commit=300,noauto_da_alloc,errors=panic,data=writeback", nil, 512, superblock},
 	// An fsync makes one file durable and little else.
-	"btrfs": {"btrfs", "commit=300", []string{"zstd_compress", "raid6_pq", "xor", "libcrc32c", "btrfs"}, 4096},
+	"btrfs": {"btrfs", "commit=300", []string{"zstd_compress", "raid6_pq", "xor", "libcrc32c", "btrfs"}, 4096, 0},
 }
 
 // loadModules loads what the kernel needs for the disk; see kernel.ModuleDir.

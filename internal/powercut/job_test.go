@@ -166,7 +166,7 @@ func newJudging(j job) (*judging, error) {
 		return nil, err
 	}
 	w := &judging{judge: judge{plan: newPlan(j.Seed, j.Steps), all: j.All, fsck: j.Fsck}, image: writelog.NewImage(base, log), fs: fileSystems[j.FS]}
-	w.image.Tear = w.fs.tear
+	w.image.Tear, w.image.Whole = w.fs.tear, w.fs.whole
 	if w.acked, err = acknowledged(log); err != nil {
 		return nil, err
 	}

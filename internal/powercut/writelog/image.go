@@ -60,6 +60,9 @@ type Image struct {
 	// Tear is the unit in which the disk writes, in bytes: of a write that was
 	// not flushed, whole units may be missing. A sector by default.
 	Tear int64
+	// Whole is where the part of the disk ends of which every write is whole or
+	// missing.
+	Whole int64
 
 	log  []Entry
 	data []byte
@@ -103,7 +106,7 @@ func (m *Image) drop(c Cut) {
 		from, to := int64(0), e.Length
 		if !e.FUA {
 			switch {
-			case r.Float64() < torn:
+			case r.Float64() < torn && e.Offset >= m.Whole:
 				from, to = part(r, e.Length, m.Tear)
 			case r.Float64() >= keep:
 				continue
