@@ -68,9 +68,8 @@ const (
 	alsoStart = "The start of the process is the other half: see msb --version."
 	listing   = "a third of the time is SQLite's (perf), which joins the columns of all rows to one text: reading row by row takes longer. Making the output, " +
 		"parsing, memory and the start of the process share the rest."
-	durable = "a creation waits for the disk three times, one after the other, as the doc comment of internal/volstore tells, all of them in SQLite's commit; " +
-		"others of its syncs run beside these. " +
-		"On this disk each takes as long as a third of what the peer takes in all; the peer syncs nothing."
+	durable = "a creation waits for the disk twice: for its note, beside which SQLite's journal and the database are synced, and for its name, beside which the journal ends " +
+		"(the doc comment of internal/volstore says why). On this disk the first takes nearly as long as the peer takes in all, the second two thirds of that; the peer syncs nothing."
 	newInodes = "A third of the processors' time is ext4's search for free inodes (perf: recently_deleted): without a journal, as here, it passes over every file that was deleted " +
 		"within the last minute, and the rounds delete what they have made."
 	commitOnly = "a removal waits for SQLite's commit: three syncs, one after the other. On this disk each takes as long as a third of what the peer takes in all; the peer syncs nothing."

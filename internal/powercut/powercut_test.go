@@ -42,7 +42,7 @@ func runs(t *testing.T) []run {
 	s := os.Getenv(cutsEnv)
 	if s == "" {
 		return []run{
-			{guestConfig{fs: "ext4", seed: 1, steps: 60}, 300, 200, false},
+			{guestConfig{fs: "ext4", seed: 1, steps: 75}, 300, 200, false},
 			{guestConfig{fs: "btrfs", seed: 2, steps: 25}, 150, 50, false},
 		}
 	}
