@@ -17,9 +17,10 @@ import (
 // header that says how many there are: were both on their way at once, a power cut
 // could leave the header and half of the records, and SQLite's own checksums look
 // at one byte in 200. Here the journal is gathered in memory and sealed: the rest
-// of the header's sector gets the length and a hash of all of it. Then it is written by one call and synced once. A journal whose seal does not fit its
-// content was never complete, so the database was not touched: it is shown to
-// SQLite as one that has ended. One without a seal is SQLite's alone.
+// of the header's sector gets the length and a hash of all of it. Then it is written
+// by one call and synced once. A journal whose seal does not fit its content was
+// never complete, so the database was not touched: it is shown to SQLite as one that
+// has ended. One without a seal is SQLite's alone.
 type journal struct {
 	of   uintptr // SQLite's own methods of the file
 	text []byte  // what the file is to begin with, if held
