@@ -189,7 +189,7 @@ func TestReserveIsGivenUp(t *testing.T) {
 			select {
 			case <-stop:
 				return
-			case <-time.After(20 * time.Millisecond):
+			case <-time.After(time.Millisecond):
 				v.okSoft(a.Poll())
 			}
 		}
