@@ -104,7 +104,7 @@ var plants = map[string]struct {
 }{
 	"data of a file":    {"ext4", 8, plant{"internal/volumefs/temp.go", "return unix.SyncFileRange(t.fd(), 0, 0, writtenBack)", "return nil"}},
 	"name of a file":    {"ext4", 8, plant{"internal/volumefs/dirs.go", "return unix.Fsync(fd)", "return nil"}},
-	"staging":           {"ext4", 8, plant{"internal/volstore/create.go", "errors.Join(note.Sync(), note.Close())", "note.Close()"}},
+	"staging":           {"ext4", 40, plant{"internal/volstore/create.go", "errors.Join(note.Sync(), note.Close())", "note.Close()"}},
 	"disk image":        {"ext4", 22, plant{"internal/volstore/create.go", "syncs = append(syncs, st.syncImage)", ""}},
 	"records":           {"ext4", 8, plant{"internal/records/open.go", "synchronous(FULL)", "synchronous(OFF)"}},
 	"records' files":    {"ext4", 8, plant{"internal/records/vfs.go", "err := unix.Fdatasync(int(f.Fh))", "err := error(nil)"}},

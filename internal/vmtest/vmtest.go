@@ -105,6 +105,9 @@ func Processes(dir string) []string {
 	var out []string
 	for pid := range pids(dir) {
 		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if len(b) == 0 {
+			continue // it has ended meanwhile
+		}
 		out = append(out, fmt.Sprintf("%d %s", pid, strings.ReplaceAll(string(b), "\x00", " ")))
 	}
 	return out
