@@ -227,7 +227,7 @@ func (st *staging) seal(sp *Spec) {
 			return err
 		}
 		syncs := []func() error{func() error { return errors.Join(note.Sync(), note.Close()) }}
-		if !keepsOrder(note) {
+		if st.record.Identity.BirthNS == 0 || !syncsParents(note) {
 			syncs = append(syncs, st.file.Sync, func() error { return syncDir(st.s.home.Staging()) })
 		}
 		if st.image != nil { // an empty directory has nothing of its own to sync

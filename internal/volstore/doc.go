@@ -32,7 +32,7 @@
 //
 //   - SQLite's journal and the database: then the change is on the
 //     disk, and undone by whoever finds the journal. At the same time volume.json,
-//     and, where that does not take them along (keepsOrder), .staging/ID and
+//     and, where that does not take them along (syncsParents), .staging/ID and
 //     .staging: a name that a power cut leaves in volumes/ must find its note, or it
 //     would be a stranger's, and a record its data. And the image of a disk volume,
 //     with its directory.

@@ -183,12 +183,12 @@ func openFile(path string, flags int) (*os.File, error) {
 	}
 }
 
-// keepsOrder reports whether a new file that is synced has its directories with it:
-// where the file system has a journal, and all changes of names in the order in which
-// they were made (fsync of ext4 commits the transaction with the file's creation and
-// all before, that of XFS its log up to there; ext4 without a journal syncs new
-// parents, ext4_sync_parent in fs/ext4/fsync.c).
-func keepsOrder(f *os.File) bool {
+// syncsParents reports whether a new file that is synced has its new directories with
+// it: fsync of ext4 commits the transaction with the file's creation and all before,
+// that of XFS its log up to there; ext4 without a journal syncs new parents
+// (ext4_sync_parent in fs/ext4/fsync.c). ext2's own driver, whose file systems have
+// the same number, does not; it knows no times of birth.
+func syncsParents(f *os.File) bool {
 	var st unix.Statfs_t
 	return unix.Fstatfs(int(f.Fd()), &st) == nil && (st.Type == unix.EXT4_SUPER_MAGIC || st.Type == unix.XFS_SUPER_MAGIC)
 }
