@@ -253,14 +253,7 @@ func TestBindLedger(t *testing.T) {
 		}
 		defer dir.Close()
 		f, err := s.OpenBindLedger(t.Context(), dir, 1)
-		if err != nil {
-			t.Fatal(err)
-		}
-		w, err := ledger.NewWriter(f, ledger.Options{Server: true})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return w, f
+		return serve(t, f, err)
 	}
 	add := func(w *ledger.Writer, d ledger.Delta) error {
 		op := w.Lock()

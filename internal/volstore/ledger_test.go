@@ -600,10 +600,16 @@ func TestUnfinishedLedgersAreSwept(t *testing.T) {
 func serveLedger(t *testing.T, s *Store, v *Volume) (*ledger.Writer, *os.File) {
 	t.Helper()
 	f, err := s.OpenLedger(t.Context(), v.ID)
-	if err != nil {
-		t.Fatal(err)
+	return serve(t, f, err)
+}
+
+// serve is a file server with an open ledger.
+func serve(t *testing.T, f *os.File, err error) (*ledger.Writer, *os.File) {
+	t.Helper()
+	var w *ledger.Writer
+	if err == nil {
+		w, err = ledger.NewWriter(f, ledger.Options{Server: true})
 	}
-	w, err := ledger.NewWriter(f, ledger.Options{Server: true})
 	if err != nil {
 		t.Fatal(err)
 	}
