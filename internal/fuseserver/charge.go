@@ -366,8 +366,8 @@ func (c *call) chargeNameless(dir *inode) (done func(*inode), err errno) {
 }
 
 // changeXattrs begins the change of a node's attribute to a value of so many bytes,
-// or its removal. The result ends it.
-func (c *call) changeXattrs(n *inode, name []byte, size int, remove bool) (done func(), err errno) {
+// or, with name nil, the removal of one. The result ends it.
+func (c *call) changeXattrs(n *inode, name []byte, size int) (done func(), err errno) {
 	q := c.s.quota
 	if !q.counts(n) || !n.openable() {
 		return func() {}, 0
@@ -379,14 +379,14 @@ func (c *call) changeXattrs(n *inode, name []byte, size int, remove bool) (done 
 	if n.isDir() && fstat(n.quick, n.fd, &c.st) == 0 && c.st.Nlink == 0 {
 		// Nobody counts a directory that is removed, though it is open.
 		_ = op.Done(ledger.Delta{})
-		if !remove {
+		if name != nil {
 			return nil, unix.ENOENT
 		}
 		return func() {}, 0
 	}
 	sum := c.countXattrs(n.fd, n.format)
 	more := 0
-	if !remove {
+	if name != nil {
 		more = len(name) - 1 + size
 		if old, err := c.nodeGetxattr(n, &name[0], nil); err == 0 {
 			more = max(size-old, 0)
@@ -396,7 +396,7 @@ func (c *call) changeXattrs(n *inode, name []byte, size int, remove bool) (done 
 	if op.Late() {
 		before = 0
 	}
-	if err := q.grow(&op, ledger.Delta{Bytes: q.rules.Xattrs(sum+int64(more)) - before}); !remove && err != 0 {
+	if err := q.grow(&op, ledger.Delta{Bytes: q.rules.Xattrs(sum+int64(more)) - before}); name != nil && err != 0 {
 		_ = op.Done(ledger.Delta{})
 		return nil, err
 	}

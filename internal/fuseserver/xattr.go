@@ -134,7 +134,7 @@ func (c *call) opSetxattr() errno {
 		return err
 	}
 	defer n.drop()
-	done, err := c.changeXattrs(n, name, int(in.Size), false)
+	done, err := c.changeXattrs(n, name, int(in.Size))
 	if err != 0 {
 		return err
 	}
@@ -155,7 +155,7 @@ func (c *call) opRemovexattr() errno {
 		return err
 	}
 	defer n.drop()
-	done, err := c.changeXattrs(n, name, 0, true)
+	done, err := c.changeXattrs(n, nil, 0)
 	if err != 0 {
 		return err
 	}

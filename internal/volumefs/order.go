@@ -51,8 +51,5 @@ func hasExt4Journal(fd int) bool {
 		return false
 	}
 	task, err := os.ReadFile(filepath.Join("/sys/fs/ext4", filepath.Base(device), "journal_task"))
-	if err != nil || len(task) == 0 {
-		return false
-	}
-	return task[0] >= '0' && task[0] <= '9' // the thread's number, or "<none>"
+	return err == nil && len(task) > 0 && '0' <= task[0] && task[0] <= '9' // the thread's number, or "<none>"
 }
