@@ -116,12 +116,11 @@ func Ext4(t *testing.T, options ...string) string {
 	if err := errors.Join(os.Mkdir(dir, 0o755), os.WriteFile(image, nil, 0o600), os.Truncate(image, 32<<20)); err != nil {
 		t.Fatal(err)
 	}
-	mkfs := append([]string{prereq.Program(t, "mkfs.ext4", "e2fsprogs"), "-q"}, options...)
-	for _, args := range [][]string{append(mkfs, image), {"mount", "-o", "loop", image, dir}} {
-		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
-			prereq.Missing(t, "a mounted ext4: %s: %v: %s", args[0], err, out)
-		}
+	args := append(append([]string{"-q"}, options...), image)
+	if out, err := exec.Command(prereq.Program(t, "mkfs.ext4", "e2fsprogs"), args...).CombinedOutput(); err != nil {
+		t.Fatalf("mkfs.ext4: %v: %s", err, out)
 	}
+	prereq.LoopMount(t, image, dir, "rw")
 	t.Cleanup(func() { _ = unix.Unmount(dir, 0) })
 	return dir
 }
