@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/microsandbox-go/microsandbox/internal/confine/confinetest"
+	"github.com/microsandbox-go/microsandbox/internal/prereq"
 )
 
 // TestMain makes the test binary the programs it needs: stage 1, and a program
@@ -342,7 +343,7 @@ func TestParentGone(t *testing.T) {
 	}
 	fd, err := unix.PidfdOpen(child.Process.Pid, 0)
 	if err != nil {
-		t.Skipf("pidfd_open: %v", err)
+		prereq.Missing(t, "pidfd_open (Linux 5.3): %v", err)
 	}
 	defer unix.Close(fd)
 	if err := child.Wait(); err != nil {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/microsandbox-go/microsandbox/internal/confine/confinetest"
+	"github.com/microsandbox-go/microsandbox/internal/prereq"
 )
 
 // qemuBinary finds a QEMU or skips.
@@ -219,9 +220,7 @@ func TestQEMUWithoutRoot(t *testing.T) {
 // TestQEMUUnreadableKernel: a file that QEMU's uid cannot read is named, and
 // does not end in a message of QEMU's.
 func TestQEMUUnreadableKernel(t *testing.T) {
-	if !Inspect().Privileged {
-		t.Skip("only a uid of its own makes the difference")
-	}
+	prereq.Root(t, "give QEMU a uid of its own")
 	kernel := filepath.Join(t.TempDir(), "kernel")
 	if err := os.WriteFile(kernel, nil, 0o600); err != nil {
 		t.Fatal(err)

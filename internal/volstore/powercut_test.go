@@ -95,6 +95,9 @@ func TestUndoneRename(t *testing.T) {
 		"repair":       func(_ *testing.T, s *Store) error { _, err := s.Repair(ctx); return err },
 	} {
 		for _, where := range []string{"staging", "state"} {
+			if name == "check" && where == "state" {
+				continue // nothing is odd but the place
+			}
 			t.Run(name+", in "+where, func(t *testing.T) {
 				h := home.Dir(t.TempDir())
 				s := New(h)
@@ -103,9 +106,6 @@ func TestUndoneRename(t *testing.T) {
 				writeMarker(t, v.Path)
 				undoRename(t, s, h, "a")
 				if where == "state" {
-					if name == "check" {
-						t.Skip("nothing is odd but the place")
-					}
 					if err := os.Rename(filepath.Join(h.Staging(), v.ID), h.State(v.ID)); err != nil {
 						t.Fatal(err)
 					}
