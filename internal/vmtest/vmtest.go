@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -58,7 +59,8 @@ func Seed(t testing.TB) home.Dir {
 }
 
 // Home makes a home for one test, sharing kernel and image with the seed, and
-// points MSB_HOME and MSB_PATH at it. At the end no process of it may be left.
+// points MSB_HOME and MSB_PATH at it. At the end no process of it may be left;
+// one that deletes a removed volume is waited for.
 func Home(t testing.TB) home.Dir {
 	t.Helper()
 	msb, seed := MSB(t), Seed(t)
@@ -68,7 +70,11 @@ func Home(t testing.TB) home.Dir {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if left := Processes(dir); len(left) > 0 {
+		left := Processes(dir)
+		for end := time.Now().Add(10 * time.Second); slices.ContainsFunc(left, deletes) && time.Now().Before(end); left = Processes(dir) {
+			time.Sleep(5 * time.Millisecond)
+		}
+		if len(left) > 0 {
 			t.Errorf("processes left: %s", strings.Join(left, "; "))
 			KillAll(dir)
 		}
@@ -112,6 +118,9 @@ func Processes(dir string) []string {
 	}
 	return out
 }
+
+// deletes tells a process that a command has left behind to empty the trash.
+func deletes(process string) bool { return strings.Contains(process, " reap-trash ") }
 
 // KillAll ends the processes that Processes lists.
 func KillAll(dir string) {
