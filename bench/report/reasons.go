@@ -36,7 +36,7 @@ var reasons = map[string]map[string]string{
 		"image of 100 GiB, allocated":                       "group descriptors, their reserve for 8 times the size, and the superblock's copies.",
 		"create dir volume (ours durable)":                  durable,
 		"create dir volume, among 10000":                    durable + " " + newInodes,
-		"create dir volume, 8 at a time":                    "callers share commits, but each makes four files and syncs its own note. " + newInodes + " " + durable,
+		"create dir volume, 8 at a time":                    "callers share commits, but each makes four files and directories. " + newInodes + " " + durable,
 		"remove empty volume (ours durable)":                commitOnly,
 		"remove empty volume, among 10000":                  commitOnly,
 		"list 1000 volumes":                                 "a list is read anew from the database, which another process may have changed, and nothing is kept from one list to the next.",
@@ -68,8 +68,8 @@ const (
 	alsoStart = "The start of the process is the other half: see msb --version."
 	listing   = "a third of the time is SQLite's (perf), which joins the columns of all rows to one text: reading row by row takes longer. Making the output, " +
 		"parsing, memory and the start of the process share the rest."
-	durable = "a creation waits for the disk twice: for its note, beside which SQLite's journal and the database are synced, and for its name, beside which the journal ends " +
-		"(the doc comment of internal/volstore says why). On this disk the first takes nearly as long as the peer takes in all, the second two thirds of that; the peer syncs nothing."
+	durable = "a creation waits for SQLite's commit: three syncs, one after the other; beside the second its name is synced (the doc comment of internal/volstore says why). " +
+		"On this disk each takes as long as half of what the peer takes in all; the peer syncs nothing."
 	newInodes = "A third of the processors' time is ext4's search for free inodes (perf: recently_deleted): without a journal, as here, it passes over every file that was deleted " +
 		"within the last minute, and the rounds delete what they have made."
 	commitOnly = "a removal waits for SQLite's commit: three syncs, one after the other. On this disk each takes as long as a third of what the peer takes in all; the peer syncs nothing."

@@ -17,8 +17,10 @@
 // once (see journal.go), before the database is touched, the database before the
 // journal's header is cleared, and that at last: three waits for the disk, by
 // fdatasync (see vfs.go).
-// A change may come with a condition that is waited for before the last of them:
-// what else must be durable becomes so while the change does.
+// A change may come with conditions that are waited for before the second and the
+// last of them (see [Condition]): what else must be durable becomes so while the
+// change does. It may also leave a small file in the journal for whoever finds it
+// undone (see kept.go).
 //
 // # Invariants
 //

@@ -26,6 +26,7 @@ type journal struct {
 	text []byte  // what the file is to begin with, if held
 	held bool    // text is not in the file yet
 	own  bool    // this file object has written to the file
+	db   *DB     // whose it is, nil for none
 }
 
 const (
@@ -33,10 +34,15 @@ const (
 	maxHeld      = 1 << 18 // bytes; what is more goes to the file, and is synced as SQLite wants
 	journalMagic = "\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"
 
-	sealAt   = 32 // in the header, which ends at 28
+	journalSuffix = "-journal"
+	headerSize    = 28
+
+	sealAt   = 32 // in the header's sector
 	sealMark = "msbseal2"
 	hashAt   = sealAt + len(sealMark) + 4 // after the length
 	sealEnd  = hashAt + 16
+	keptAt   = sealEnd // where kept files begin, see kept.go; 0: none
+	headEnd  = keptAt + 4
 )
 
 // seal puts length and hash into the header of a journal.
@@ -113,6 +119,12 @@ var texts = sync.Pool{New: func() any { b := make([]byte, 0, 1<<15); return &b }
 // complete reports whether SQLite has written how many records there are.
 func (j *journal) complete() bool { return string(j.text[:len(journalMagic)]) == journalMagic }
 
+// ends reports whether a write clears the header of a journal that need not keep
+// anything any longer.
+func (j *journal) ends(p []byte, off int64) bool {
+	return off == 0 && p[0] == 0 && len(p) < sectorSize && j.own && j.db != nil && j.db.dropKept
+}
+
 // flush writes what is held to the file.
 func (j *journal) flush(file uintptr) int32 {
 	if !j.held {
@@ -148,8 +160,8 @@ func journalOf(file uintptr) *journal {
 }
 
 // openJournal gives a journal that was there before its methods.
-func openJournal(tls *libc.TLS, file uintptr) int32 {
-	j := &journal{of: at[sqlite3.Tsqlite3_file](file).FpMethods}
+func openJournal(tls *libc.TLS, file uintptr, owner uint64) int32 {
+	j := &journal{of: at[sqlite3.Tsqlite3_file](file).FpMethods, db: dbOf(owner)}
 	rc := replaceMethods(tls, file, pointer[syncFunc](syncJournal), func(m *sqlite3.Tsqlite3_io_methods) {
 		m.FxClose = pointer[closeFunc](closeJournal)
 		m.FxRead = pointer[ioFunc](readJournal)
@@ -215,6 +227,9 @@ func writeJournal(tls *libc.TLS, file, buf uintptr, n int32, off int64) int32 {
 	if j.write(bytesAt(buf, n), off) {
 		return sqlite3.SQLITE_OK
 	}
+	if j.ends(bytesAt(buf, n), off) {
+		return writeAt(file, make([]byte, sealAt+len(sealMark)), 0)
+	}
 	if off < int64(len(j.text)) || off+int64(n) > maxHeld {
 		if rc := j.flush(file); rc != sqlite3.SQLITE_OK {
 			return rc
@@ -244,14 +259,20 @@ func sizeJournal(tls *libc.TLS, file, size uintptr) int32 {
 // file.
 func syncJournal(_ *libc.TLS, file uintptr, _ int32) int32 {
 	j := journalOf(file)
-	if j.held {
-		if !j.complete() {
-			return sqlite3.SQLITE_OK
-		}
-		seal(j.text)
-		if rc := j.flush(file); rc != sqlite3.SQLITE_OK {
-			return rc
-		}
+	if !j.held {
+		return syncFile(file)
 	}
-	return syncFile(file)
+	if !j.complete() {
+		return sqlite3.SQLITE_OK
+	}
+	kept := j.keep()
+	seal(j.text)
+	rc := j.flush(file)
+	if rc == sqlite3.SQLITE_OK {
+		rc = syncFile(file)
+	}
+	if rc == sqlite3.SQLITE_OK && j.db != nil && j.db.awaitJournaled(kept) != nil {
+		return codeSync
+	}
+	return rc
 }

@@ -25,10 +25,10 @@ func TestTornJournal(t *testing.T) {
 	}
 	db, old := fileNow(t, h.DB()), fileNow(t, h.DB()+"-journal")
 	var journal []byte
-	err := d.InsertVolumeWhen(t.Context(), func() error {
+	err := d.InsertVolumeWhen(t.Context(), Condition{Journaled: func(bool) error {
 		journal = fileNow(t, h.DB()+"-journal")
 		return nil
-	}, testVolume("a"))
+	}}, testVolume("a"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -124,10 +124,10 @@ func TestLargeTransaction(t *testing.T) {
 		_, err := q.exec("UPDATE volume SET labels = '{\"a\":\"b\"}'")
 		return err
 	}
-	err = d.updateWhen(t.Context(), "change all", func() error {
+	err = d.updateWhen(t.Context(), "change all", Condition{Synced: func() error {
 		touched, hot = fileNow(t, h.DB()), fileNow(t, h.DB()+"-journal")
 		return undone
-	}, change)
+	}}, change)
 	if err == nil {
 		t.Fatal("committed")
 	}

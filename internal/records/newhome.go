@@ -55,7 +55,7 @@ func makeHome(ctx context.Context, h home.Dir) error {
 		return err
 	}
 	// A journal without a database belongs to a deleted one: never play it back.
-	if err := writeSynced(h.DB()+"-journal", make([]byte, journalSize)); err != nil {
+	if err := writeSynced(h.DB()+journalSuffix, make([]byte, journalSize)); err != nil {
 		return err
 	}
 	if err := homeJournal.Hit(); err != nil {

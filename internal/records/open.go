@@ -24,7 +24,8 @@ type DB struct {
 	queue changeQueue // of update
 
 	owner      uint64    // of the files, for the VFS; 0: not connected
-	committing []*change // in the transaction that is being committed
+	committing []*change // in the transaction that is being committed, before its changes are ready
+	dropKept   bool      // when the transaction ends, nobody needs what its journal keeps
 
 	sql    *sql.DB   // nil: there is no database, every read is empty
 	conn   *sql.Conn // nil until needed
@@ -68,6 +69,7 @@ func Open(ctx context.Context, h home.Dir) (*DB, error) {
 		_ = d.Close()
 		return nil, err
 	}
+	d.restoreKept(ctx)
 	if d.journalAt.size < journalSize {
 		_ = d.restoreJournal(ctx) // else a later writer does, where there is room
 	}
@@ -95,7 +97,7 @@ func OpenReader(ctx context.Context, h home.Dir) (*DB, error) {
 }
 
 func newDB(h home.Dir) *DB {
-	d := &DB{home: h, turn: make(chan struct{}, 1), at: stampOf(h.DB()), journalAt: stampOf(h.DB() + "-journal")}
+	d := &DB{home: h, turn: make(chan struct{}, 1), at: stampOf(h.DB()), journalAt: stampOf(h.DB() + journalSuffix)}
 	d.turn <- struct{}{}
 	return d
 }
@@ -107,7 +109,7 @@ func (d *DB) irregular() error {
 	if err := d.home.Check(); err != nil {
 		return err
 	}
-	for _, path := range []string{d.home.DB(), d.home.DB() + "-journal"} {
+	for _, path := range []string{d.home.DB(), d.home.DB() + journalSuffix} {
 		if err := home.CheckRegular(path); err != nil {
 			return errdefs.Wrap(errdefs.IO, err, "the records in %s", d.home).
 				WithHint("move %s away, and put a copy back if you have one", path)

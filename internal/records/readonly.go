@@ -68,10 +68,10 @@ func (d *DB) copyAside() error {
 	if err := copyTo(to, src); err != nil {
 		return err
 	}
-	journal, err := os.Open(d.home.DB() + "-journal")
+	journal, err := os.Open(d.home.DB() + journalSuffix)
 	if err == nil {
 		defer journal.Close()
-		err = copyTo(to+"-journal", journal)
+		err = copyTo(to+journalSuffix, journal)
 	}
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
@@ -125,7 +125,7 @@ func stampOf(path string) stamp {
 func (d *DB) Stale() bool {
 	now := stampOf(d.home.DB())
 	if d.copied != "" {
-		return now != d.at || stampOf(d.home.DB()+"-journal") != d.journalAt
+		return now != d.at || stampOf(d.home.DB()+journalSuffix) != d.journalAt
 	}
 	return now.dev != d.at.dev || now.ino != d.at.ino
 }

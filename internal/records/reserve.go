@@ -22,9 +22,9 @@ const (
 )
 
 // insert is updateWhen for changes that need new pages: it keeps the reserve.
-func (d *DB) insert(ctx context.Context, what string, ready Ready, fn func(q querier) error) error {
+func (d *DB) insert(ctx context.Context, what string, when Condition, fn func(q querier) error) error {
 	low := errors.New("the reserve is low")
-	err := d.updateWhen(ctx, what, ready, func(q querier) error {
+	err := d.updateWhen(ctx, what, when, func(q querier) error {
 		if n, err := freePages(q); err != nil || n < reserveLow {
 			return cmp.Or(err, low)
 		}
@@ -36,7 +36,7 @@ func (d *DB) insert(ctx context.Context, what string, ready Ready, fn func(q que
 	if err := d.refill(ctx, what); err != nil {
 		return err
 	}
-	return d.updateWhen(ctx, what, ready, fn)
+	return d.updateWhen(ctx, what, when, fn)
 }
 
 // refill fills the reserve. It fails when a change could leave too little to
@@ -101,7 +101,7 @@ func (d *DB) restoreJournal(ctx context.Context) error {
 }
 
 func lengthenJournal(h home.Dir) error {
-	path := h.DB() + "-journal"
+	path := h.DB() + journalSuffix
 	f, err := home.OpenFile(path, unix.O_RDWR)
 	isNew := errors.Is(err, fs.ErrNotExist)
 	if isNew {

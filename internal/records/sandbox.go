@@ -24,7 +24,7 @@ func (d *DB) InsertSandbox(ctx context.Context, s *Sandbox) error {
 	if s.UpdatedAt.IsZero() {
 		s.UpdatedAt = s.CreatedAt
 	}
-	return d.insert(ctx, "record the sandbox "+s.Name, nil, func(q querier) error {
+	return d.insert(ctx, "record the sandbox "+s.Name, Condition{}, func(q querier) error {
 		_, err := q.exec("INSERT INTO sandbox ("+sandboxColumns+") VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9)",
 			s.ID, s.Name, s.Status, s.Image, string(s.Config), labels, s.CreatedAt.UnixNano(), s.UpdatedAt.UnixNano(), s.LastError)
 		if isUnique(err) {

@@ -40,20 +40,30 @@ func (d *DB) view(ctx context.Context, what string, fn func(q querier) error) er
 // A commit waits for the disk three times. Changes that come meanwhile are
 // queued, and whoever gets the next turn runs all of them in one transaction.
 func (d *DB) update(ctx context.Context, what string, fn func(q querier) error) error {
-	return d.updateWhen(ctx, what, nil, fn)
+	return d.updateWhen(ctx, what, Condition{}, fn)
 }
 
-// Ready waits for what must be durable before a change is committed, and fails
-// if it is not: then the change is undone. It runs while the change is on its
-// way to the disk, at most once, and must not use the records.
-type Ready func() error
+// Condition is what a change waits for in the course of its commit, and must not
+// use the records. An error undoes the change. A nil function is none.
+type Condition struct {
+	// Keep is a file that must not be lost if the change is undone, by a power cut
+	// too: the next [Open] puts it back.
+	Keep KeptFile
+	// Journaled is called when the journal is on the disk: whatever follows, the
+	// change can be undone. kept tells whether Keep is, too. It is called again, with
+	// false, where a change that was undone for the sake of others is done again.
+	Journaled func(kept bool) error
+	// Synced is called when the change is on the disk and the end of the journal is all
+	// that is missing; once after each call of Journaled.
+	Synced func() error
+}
 
-// updateWhen is update with a condition, nil for none.
-func (d *DB) updateWhen(ctx context.Context, what string, ready Ready, fn func(q querier) error) error {
+// updateWhen is update with a condition.
+func (d *DB) updateWhen(ctx context.Context, what string, when Condition, fn func(q querier) error) error {
 	if !d.writer {
 		return errdefs.New(errdefs.Internal, "%s: the records are open for reading only", what)
 	}
-	c := &change{ctx: ctx, fn: fn, ready: ready, done: make(chan struct{})}
+	c := &change{ctx: ctx, fn: fn, when: when, done: make(chan struct{})}
 	d.queue.add(c)
 	if err := d.take(ctx); err != nil {
 		if d.queue.remove(c) {
@@ -71,35 +81,73 @@ func (d *DB) updateWhen(ctx context.Context, what string, ready Ready, fn func(q
 
 // change is a call of update. err is set when done is closed.
 type change struct {
-	ctx   context.Context
-	fn    func(q querier) error
-	ready Ready // nil: at once
-	err   error
-	done  chan struct{}
+	ctx  context.Context
+	fn   func(q querier) error
+	when Condition
+	err  error
+	done chan struct{}
 
-	asked  bool  // ready was called
-	answer error // of ready
+	journaled, synced bool  // when's functions were called
+	answer            error // of the first that failed
 }
 
-// isReady calls ready the first time.
-func (c *change) isReady() error {
-	if c.ready != nil && !c.asked {
-		c.asked, c.answer = true, c.ready()
+// isJournaled calls when.Journaled the first time.
+func (c *change) isJournaled(kept bool) error {
+	if !c.journaled {
+		c.journaled = true
+		if c.when.Journaled != nil {
+			c.answer = c.when.Journaled(kept)
+		}
 	}
 	return c.answer
 }
 
-// awaitReady is called in the course of a commit, when the database is durable
-// and the journal still there. An error undoes the transaction.
-func (d *DB) awaitReady() error {
+// isSynced calls when.Synced the first time.
+func (c *change) isSynced() error {
+	if !c.synced && c.answer == nil {
+		c.synced = true
+		if c.when.Synced != nil {
+			c.answer = c.when.Synced()
+		}
+	}
+	return c.answer
+}
+
+// again prepares a change for another transaction.
+func (c *change) again() error {
+	if c.answer == nil && c.journaled && c.when.Journaled != nil {
+		c.answer, c.synced = c.when.Journaled(false), false
+	}
+	return c.answer
+}
+
+// awaitJournaled is called in the course of a commit, when the journal is durable,
+// with the files of the changes if kept. An error undoes the transaction.
+func (d *DB) awaitJournaled(kept bool) error {
 	changes := d.committing
-	d.committing = nil // undoing syncs the database, too
 	for _, c := range changes {
-		if err := c.isReady(); err != nil {
+		if err := c.isJournaled(kept); err != nil {
+			d.committing = nil // undoing syncs the database, too
+			d.dropKept = len(changes) == 1
 			return err
 		}
 	}
 	return nil
+}
+
+// awaitSynced is called in the course of a commit, when the database is durable
+// and the journal still there. An error undoes the transaction.
+func (d *DB) awaitSynced() error {
+	err := d.awaitJournaled(false) // of a transaction that has written nothing
+	changes := d.committing
+	d.committing = nil
+	for _, c := range changes {
+		if err := c.isSynced(); err != nil {
+			return err
+		}
+	}
+	d.dropKept = d.dropKept || len(changes) > 0 && err == nil
+	return err
 }
 
 // changeQueue holds changes that wait for the turn.
@@ -143,6 +191,9 @@ func (d *DB) runAll(batch []*change) {
 		return
 	}
 	for _, c := range batch {
+		if c.err = c.again(); c.err != nil {
+			continue
+		}
 		c.err = d.patiently(c.ctx, func() error {
 			_, err := d.transactTo(&[]*change{c}, c.fn)
 			return err
@@ -222,12 +273,13 @@ func (d *DB) transactTo(changes *[]*change, fn func(q querier) error) (committin
 		rollback()
 		return false, err
 	}
+	d.dropKept = false
 	if changes != nil {
 		d.committing = *changes
 	}
 	_, err = q.exec("COMMIT")
 	if err == nil {
-		return true, d.awaitReady() // a transaction that has written nothing syncs nothing
+		return true, d.awaitSynced() // a transaction that has written nothing syncs nothing
 	}
 	d.committing = nil
 	rollback()

@@ -3,7 +3,9 @@ package records
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"strconv"
+	"strings"
 	"sync"
 	"unsafe"
 
@@ -25,10 +27,12 @@ import (
 //     made: SQLite syncs the directory in every transaction, because it opens the
 //     journal with the flag that would make it.
 //   - It gathers a journal in memory and writes and syncs it at once: see journal.go.
+//   - It deletes no journal: one that a killed writer left is played back by a
+//     connection that does not know yet that journals are kept.
 //   - It opens files only, and so waits for no pipe.
-//   - Between the sync of the database and the end of the journal, which makes a
-//     transaction committed, it waits for what the transaction's changes wait for
-//     (see change.ready).
+//   - After the sync of the journal, and again between that of the database and the
+//     end of the journal, which makes a transaction committed, it waits for what the
+//     transaction's changes wait for (see Condition).
 const vfsName = "msb"
 
 // ownerParam tells the VFS in the database's URI whose it is.
@@ -76,7 +80,7 @@ func register(tls *libc.TLS) error {
 	if own.FzName, err = libc.CString(vfsName); err != nil {
 		return err
 	}
-	own.FxOpen = pointer[openFunc](vfsOpen)
+	own.FxOpen, own.FxDelete = pointer[openFunc](vfsOpen), pointer[deleteFunc](vfsDelete)
 	call, err := libc.CString("fchown")
 	if err != nil {
 		return err
@@ -116,14 +120,15 @@ func disown(d *DB) {
 	d.owner = 0
 }
 
-// Functions of SQLite's interface, as sqlite3_vfs.xOpen and xSetSystemCall,
+// Functions of SQLite's interface, as sqlite3_vfs.xOpen, xDelete and xSetSystemCall,
 // sqlite3_io_methods.xClose, xRead and xWrite, xSync and xFileSize, and fchown(2).
 type (
-	openFunc  = func(tls *libc.TLS, vfs, name, file uintptr, flags int32, outFlags uintptr) int32
-	closeFunc = func(tls *libc.TLS, file uintptr) int32
-	ioFunc    = func(tls *libc.TLS, file, buf uintptr, n int32, off int64) int32
-	syncFunc  = func(tls *libc.TLS, file uintptr, flags int32) int32
-	sizeFunc  = func(tls *libc.TLS, file, size uintptr) int32
+	openFunc   = func(tls *libc.TLS, vfs, name, file uintptr, flags int32, outFlags uintptr) int32
+	deleteFunc = func(tls *libc.TLS, vfs, name uintptr, syncDir int32) int32
+	closeFunc  = func(tls *libc.TLS, file uintptr) int32
+	ioFunc     = func(tls *libc.TLS, file, buf uintptr, n int32, off int64) int32
+	syncFunc   = func(tls *libc.TLS, file uintptr, flags int32) int32
+	sizeFunc   = func(tls *libc.TLS, file, size uintptr) int32
 
 	setCallFunc = func(tls *libc.TLS, vfs, name, call uintptr) int32
 	chownFunc   = func(tls *libc.TLS, fd int32, uid, gid uint32) int32
@@ -141,20 +146,56 @@ func vfsOpen(tls *libc.TLS, _, name, file uintptr, flags int32, outFlags uintptr
 	case flags&sqlite3.SQLITE_OPEN_MAIN_DB != 0:
 		rc := open(tls, vfs.unix, name, file, flags, outFlags)
 		if rc == sqlite3.SQLITE_OK {
-			*ownerOf(file) = 0
-			if p := sqlite3.Xsqlite3_uri_parameter(tls, name, vfs.param); p != 0 {
-				*ownerOf(file), _ = strconv.ParseUint(libc.GoString(p), 10, 64)
-			}
+			*ownerOf(file) = ownerIn(tls, name)
 			return replaceMethods(tls, file, pointer[syncFunc](syncDatabase), func(*sqlite3.Tsqlite3_io_methods) {})
 		}
 		return rc
 	case flags&sqlite3.SQLITE_OPEN_MAIN_JOURNAL != 0:
 		rc := open(tls, vfs.unix, name, file, flags&^sqlite3.SQLITE_OPEN_CREATE, outFlags)
 		if rc == sqlite3.SQLITE_OK {
-			return openJournal(tls, file)
+			return openJournal(tls, file, ownerIn(tls, name))
 		}
 	}
 	return open(tls, vfs.unix, name, file, flags, outFlags) // a new journal's directory must be synced
+}
+
+// vfsDelete is xDelete: SQLite's own, but a journal stays, without the beginning of
+// its header.
+func vfsDelete(tls *libc.TLS, _, name uintptr, syncDir int32) int32 {
+	path := libc.GoString(name)
+	if !strings.HasSuffix(path, journalSuffix) {
+		return method[deleteFunc](&at[sqlite3.Tsqlite3_vfs](vfs.unix).FxDelete)(tls, vfs.unix, name, syncDir)
+	}
+	f, err := home.OpenFile(path, unix.O_RDWR|unix.O_NOFOLLOW)
+	if errors.Is(err, fs.ErrNotExist) {
+		return sqlite3.SQLITE_IOERR_DELETE_NOENT
+	}
+	if err == nil {
+		_, err = f.WriteAt(make([]byte, headerSize), 0)
+		err = errors.Join(err, unix.Fdatasync(int(f.Fd())), f.Close())
+	}
+	if err != nil {
+		return sqlite3.SQLITE_IOERR_DELETE
+	}
+	return sqlite3.SQLITE_OK
+}
+
+// ownerIn returns the owner that the name of a database or its journal tells, as
+// SQLite keeps it, 0 for none.
+func ownerIn(tls *libc.TLS, name uintptr) uint64 {
+	p := sqlite3.Xsqlite3_uri_parameter(tls, name, vfs.param)
+	if p == 0 {
+		return 0
+	}
+	owner, _ := strconv.ParseUint(libc.GoString(p), 10, 64)
+	return owner
+}
+
+// dbOf returns an owner, nil for none.
+func dbOf(owner uint64) *DB {
+	vfs.mu.RLock()
+	defer vfs.mu.RUnlock()
+	return vfs.owners[owner]
 }
 
 // keepOwner is fchown for SQLite, which as root gives the journal to the owner of
@@ -212,13 +253,14 @@ func syncFile(file uintptr) int32 {
 
 // syncDatabase is xSync of the database. Its failing undoes the transaction.
 func syncDatabase(_ *libc.TLS, file uintptr, _ int32) int32 {
+	d := dbOf(*ownerOf(file))
+	if d != nil && d.awaitJournaled(false) != nil { // of a journal that SQLite has synced
+		return codeSync
+	}
 	if rc := syncFile(file); rc != sqlite3.SQLITE_OK {
 		return rc
 	}
-	vfs.mu.RLock()
-	d := vfs.owners[*ownerOf(file)]
-	vfs.mu.RUnlock()
-	if d != nil && d.awaitReady() != nil {
+	if d != nil && d.awaitSynced() != nil {
 		return codeSync
 	}
 	return sqlite3.SQLITE_OK
@@ -246,12 +288,12 @@ func allocate[T any](tls *libc.TLS, v T) (uintptr, error) {
 }
 
 // pointer returns a function of this package as SQLite calls it.
-func pointer[F openFunc | closeFunc | ioFunc | syncFunc | sizeFunc | chownFunc](f F) uintptr {
+func pointer[F openFunc | deleteFunc | closeFunc | ioFunc | syncFunc | sizeFunc | chownFunc](f F) uintptr {
 	return *(*uintptr)(unsafe.Pointer(&f))
 }
 
 // method returns a function of SQLite's from where its address is.
-func method[F openFunc | closeFunc | ioFunc | sizeFunc](address *uintptr) F {
+func method[F openFunc | deleteFunc | closeFunc | ioFunc | sizeFunc](address *uintptr) F {
 	return *(*F)(unsafe.Pointer(address))
 }
 

@@ -98,7 +98,7 @@ func TestCommitWaitsUntilReady(t *testing.T) {
 		}
 		return nil
 	}
-	if err := d.InsertVolumeWhen(t.Context(), ready, testVolume("a")); err != nil {
+	if err := d.InsertVolumeWhen(t.Context(), Condition{Synced: ready}, testVolume("a")); err != nil {
 		t.Fatal(err)
 	}
 	if asked != 1 {
@@ -125,7 +125,7 @@ func TestCommitWaitsUntilReady(t *testing.T) {
 func TestNotReady(t *testing.T) {
 	d := mustOpen(t, home.Dir(t.TempDir()))
 	refusal := errors.New("not yet")
-	if err := d.InsertVolumeWhen(t.Context(), func() error { return refusal }, testVolume("alone")); !errors.Is(err, refusal) {
+	if err := d.InsertVolumeWhen(t.Context(), Condition{Synced: func() error { return refusal }}, testVolume("alone")); !errors.Is(err, refusal) {
 		t.Errorf("alone: %v", err)
 	}
 	const callers = 7
@@ -135,13 +135,13 @@ func TestNotReady(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range callers {
 		wg.Go(func() {
-			errs[i] = d.InsertVolumeWhen(context.Background(), func() error {
+			errs[i] = d.InsertVolumeWhen(context.Background(), Condition{Synced: func() error {
 				asked[i]++
 				if i%3 == 1 {
 					return fmt.Errorf("%d: %w", i, refusal)
 				}
 				return nil
-			}, testVolume(fmt.Sprint("v", i)))
+			}}, testVolume(fmt.Sprint("v", i)))
 		})
 	}
 	waitForQueue(t, d, callers)
@@ -165,7 +165,7 @@ func TestRefusedAmongOthers(t *testing.T) {
 	d := mustOpen(t, home.Dir(t.TempDir()))
 	asked := map[string]int{}
 	insert := func(name string) error {
-		return d.InsertVolumeWhen(context.Background(), func() error { asked[name]++; return nil }, testVolume(name))
+		return d.InsertVolumeWhen(context.Background(), Condition{Synced: func() error { asked[name]++; return nil }}, testVolume(name))
 	}
 	const rounds, callers = 100, 4 // enough to use up the reserve
 	for round := range rounds {

@@ -21,17 +21,17 @@ const volumeColumns = "id, name, kind, quota_mib, capacity_bytes, disk_format, d
 // tombstones named by settled. Errors: VolumeAlreadyExists when the name or id
 // is taken.
 func (d *DB) InsertVolume(ctx context.Context, v *Volume, settled ...string) error {
-	return d.InsertVolumeWhen(ctx, nil, v, settled...)
+	return d.InsertVolumeWhen(ctx, Condition{}, v, settled...)
 }
 
-// InsertVolumeWhen is InsertVolume on a condition. An error of ready is returned
+// InsertVolumeWhen is InsertVolume on a condition. An error of when is returned
 // as it is, and then there is no record.
-func (d *DB) InsertVolumeWhen(ctx context.Context, ready Ready, v *Volume, settled ...string) error {
+func (d *DB) InsertVolumeWhen(ctx context.Context, when Condition, v *Volume, settled ...string) error {
 	labels, err := encodeLabels(v.Labels)
 	if err != nil {
 		return err
 	}
-	return d.insert(ctx, "record the volume "+v.Name, ready, func(q querier) error {
+	return d.insert(ctx, "record the volume "+v.Name, when, func(q querier) error {
 		if err := insertRow(q, v, labels); err != nil {
 			return err
 		}
@@ -138,13 +138,13 @@ func (d *DB) volumes(ctx context.Context, tail string, args ...any) ([]*Volume, 
 // DeleteVolume removes the record of the volume with this id, leaves a
 // tombstone and forgets the settled ones. Errors: VolumeNotFound.
 func (d *DB) DeleteVolume(ctx context.Context, v *Volume, settled ...string) error {
-	return d.DeleteVolumeWhen(ctx, nil, v, settled...)
+	return d.DeleteVolumeWhen(ctx, Condition{}, v, settled...)
 }
 
-// DeleteVolumeWhen is DeleteVolume on a condition. An error of ready is returned
+// DeleteVolumeWhen is DeleteVolume on a condition. An error of when is returned
 // as it is, and then the record is still there.
-func (d *DB) DeleteVolumeWhen(ctx context.Context, ready Ready, v *Volume, settled ...string) error {
-	return d.updateWhen(ctx, "remove the record of volume "+v.Name, ready, func(q querier) error {
+func (d *DB) DeleteVolumeWhen(ctx context.Context, when Condition, v *Volume, settled ...string) error {
+	return d.updateWhen(ctx, "remove the record of volume "+v.Name, when, func(q querier) error {
 		n, err := q.exec("DELETE FROM volume WHERE id = $1", v.ID)
 		if err != nil {
 			return err
@@ -229,7 +229,7 @@ func (d *DB) RestoreVolume(ctx context.Context, v *Volume) error {
 }
 
 func (d *DB) changeVolume(ctx context.Context, id, name, query string, args ...any) error {
-	return d.insert(ctx, "change the record of volume "+name, nil, func(q querier) error {
+	return d.insert(ctx, "change the record of volume "+name, Condition{}, func(q querier) error {
 		n, err := q.exec(query, args...)
 		if isUnique(err) {
 			return errdefs.New(errdefs.VolumeAlreadyExists, "volume %q already exists", name)

@@ -177,7 +177,7 @@ func (a aftermath) expected(sc scenario, f Finding) bool {
 	case FoundStranger:
 		return stranger
 	case FoundForeign, FoundMissing: // its directory was taken away, or another was put at the name
-		return a.replace || sc.undone && stranger
+		return a.replace
 	}
 	return false
 }

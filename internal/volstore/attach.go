@@ -179,14 +179,10 @@ func (s *Store) hold(ctx context.Context, v *Volume, mode AttachMode, h Holder) 
 }
 
 // openAttach opens the attach file, which the first attachment makes; a state
-// directory lost in a power cut is made anew first, and data that lies where it
-// was made gets its name.
+// directory lost in a power cut is made anew first.
 func (s *Store) openAttach(ctx context.Context, v *Volume) (*os.File, error) {
 	path := filepath.Join(s.home.State(v.ID), attachName)
 	f, err := openFile(path, unix.O_RDWR)
-	if err == nil && !exists(v.Path) && s.isUnplaced(v.ID) {
-		err = errors.Join(fs.ErrNotExist, f.Close())
-	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		return f, err
 	}

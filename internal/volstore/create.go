@@ -22,7 +22,7 @@ import (
 var (
 	pointMade      = failpoint.New("volstore.create.made")      // staging directory is locked, empty
 	pointLocked    = failpoint.New("volstore.create.locked")    // name is locked and settled
-	pointStaged    = failpoint.New("volstore.create.staged")    // staging is complete and durable
+	pointStaged    = failpoint.New("volstore.create.staged")    // staging is complete, its note durable
 	pointRenamed   = failpoint.New("volstore.create.renamed")   // data has its name
 	pointCommitted = failpoint.New("volstore.create.committed") // record is durable
 )
@@ -93,6 +93,7 @@ type staging struct {
 	image  *os.File     // of a disk volume, open until it is synced
 	adopt  bool         // the data is at its place already
 	sealed func() error // waits for what seal has begun; nil before
+	placed bool         // the data has its name
 	ended  func() error // of a new volume, that its maker has been told to stop
 	done   bool         // published: nothing to drop
 }
@@ -211,35 +212,51 @@ func (st *staging) syncImage() error {
 	return errors.Join(syncDir(filepath.Join(st.path, dataName)), synced())
 }
 
-// seal begins to furnish the staging directory and to make it durable: it may
-// take as long as the commit does. Only the note and the limits need be durable:
-// another file that is lost is made again when it is missed, so those are made
-// while the disk is waited for. sp is of a new volume.
+// seal begins to furnish the staging directory: it may take as long as the record
+// takes to its journal. Only the image of a disk and a limit need be durable. The
+// note is in the journal, and another file that is lost is made again when it is
+// missed. sp is of a new volume.
 func (st *staging) seal(sp *Spec) {
 	st.sealed = begin(func() error {
-		if sp != nil && sp.Inodes != 0 {
-			if err := writeLimits(st.path, sp.Inodes); err != nil {
-				return err
-			}
-		}
-		note, err := createFile(filepath.Join(st.path, noteName), encodeNote(&st.record))
-		if err != nil {
-			return err
-		}
-		syncs := []func() error{func() error { return errors.Join(note.Sync(), note.Close()) }}
-		if st.record.Identity.BirthNS == 0 || !syncsParents(note) {
-			syncs = append(syncs, st.file.Sync, func() error { return syncDir(st.s.home.Staging()) })
-		}
+		synced := begin()
 		if st.image != nil { // an empty directory has nothing of its own to sync
-			syncs = append(syncs, st.syncImage)
+			synced = begin(st.syncImage)
 		}
-		synced := begin(syncs...)
-		err = makeAlive(st.path)
-		if sp != nil {
-			err = errors.Join(err, st.makeLedger(sp))
-		}
+		err := st.furnish(sp)
 		return errors.Join(synced(), err)
 	})
+}
+
+func (st *staging) furnish(sp *Spec) error {
+	if sp != nil && sp.Inodes != 0 {
+		if err := writeLimits(st.path, sp.Inodes); err != nil {
+			return err
+		}
+	}
+	note, err := createFile(filepath.Join(st.path, noteName), encodeNote(&st.record))
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(note.Close(), makeAlive(st.path)); err != nil || sp == nil {
+		return err
+	}
+	if err := st.makeLedger(sp); err != nil || sp.Inodes == 0 {
+		return err
+	}
+	return st.syncNote()
+}
+
+// syncNote makes the note durable, and with it the staging directory.
+func (st *staging) syncNote() error {
+	note, err := openFile(filepath.Join(st.path, noteName), unix.O_RDWR)
+	if err != nil {
+		return err
+	}
+	syncs := []func() error{func() error { return errors.Join(note.Sync(), note.Close()) }}
+	if st.record.Identity.BirthNS == 0 || !syncsParents(note) {
+		syncs = append(syncs, st.file.Sync, func() error { return syncDir(st.s.home.Staging()) })
+	}
+	return begin(syncs...)()
 }
 
 // drop removes what publish did not take, and unlocks. The note goes first: a
@@ -288,14 +305,8 @@ func (s *Store) publish(ctx context.Context, db *records.DB, lock *nameLock, st 
 	}
 	asked := ctx
 	ctx = context.WithoutCancel(ctx)
-	forgotten, named := begin(found.forgettable(s)), begin()
-	err = db.InsertVolumeWhen(ctx, func() error {
-		if err := errors.Join(forgotten(), st.place(asked)); err != nil {
-			return err
-		}
-		named = begin(func() error { return syncDir(s.home.Volumes()) })
-		return nil
-	}, &st.record, found.tombstones...)
+	forgotten := begin(found.forgettable(s))
+	err = db.InsertVolumeWhen(ctx, st.condition(asked, forgotten), &st.record, found.tombstones...)
 	if err != nil {
 		_ = forgotten()
 		// A failed commit may have been one: only the database knows.
@@ -306,14 +317,40 @@ func (s *Store) publish(ctx context.Context, db *records.DB, lock *nameLock, st 
 		return nil, errors.Join(err, st.unrename())
 	}
 	st.done = true // the record stands, whatever happens from here on
-	// Should this sync fail, a power cut may undo the rename: see placeData.
-	_ = named()
 	if err := pointCommitted.Hit(); err != nil {
 		return nil, err
 	}
 	// Without this rename the next command does it; it need not be durable.
 	_ = renameNew(st.path, s.home.State(st.record.ID))
 	return s.volume(&st.record), nil
+}
+
+// condition is what the record waits for: the data gets its name once the note is
+// on the disk, in the journal or as a file, and has it, durably, before the record
+// is committed, as what also waits for.
+func (st *staging) condition(ctx context.Context, also func() error) records.Condition {
+	named := begin()
+	return records.Condition{
+		Keep: records.KeptFile{Path: filepath.Join(st.path, noteName), Content: encodeNote(&st.record)},
+		Journaled: func(kept bool) error {
+			err := st.sealed()
+			if err == nil && !kept {
+				err = st.syncNote()
+			}
+			if err != nil {
+				return err
+			}
+			if !st.placed {
+				if err := st.place(ctx); err != nil {
+					return err
+				}
+				st.placed = true
+			}
+			named = begin(func() error { return syncDir(st.s.home.Volumes()) })
+			return nil
+		},
+		Synced: func() error { return errors.Join(named(), also()) },
+	}
 }
 
 // nameIsFree looks for a record and a stranger. The name is locked and settled.
@@ -328,11 +365,8 @@ func (s *Store) nameIsFree(found *settled, st *staging) error {
 	return nil
 }
 
-// place gives the data its name once the staging directory is durable.
+// place gives the data its name.
 func (st *staging) place(ctx context.Context) error {
-	if err := st.sealed(); err != nil {
-		return err
-	}
 	if err := pointStaged.Hit(); err != nil {
 		return err
 	}

@@ -58,15 +58,12 @@ func (s *Store) OpenData(ctx context.Context, id string) (*Data, error) {
 }
 
 // openOwn opens the data directory and checks its identity. While a rename is
-// unfinished the data may lie under either name, after a power cut where it was
-// made.
+// unfinished the data may lie under either name.
 func (s *Store) openOwn(v *Volume) (*os.File, error) {
 	paths := []string{v.Path}
 	if v.MovingFrom != "" {
 		paths = append(paths, s.home.Volume(v.MovingFrom))
 	}
-	unplaced := s.unplaced(v.ID)
-	paths = append(paths, unplaced[:]...)
 	for _, path := range paths {
 		dir, err := openDir(path, unix.O_PATH)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {

@@ -17,9 +17,9 @@
 // Everything slow is done in .staging/ID, a directory that is flocked while its
 // maker lives: data, volume.json with the identity of data, the ledger,
 // alive. Meanwhile the name is locked and the record goes on its way to the disk.
-// When the staging directory is durable data is renamed to volumes/NAME, and then
-// the record is committed; .staging/ID, now without data, is renamed to
-// .state/ID. Removing goes the other way: the record is replaced by a tombstone
+// When its journal is there, with a copy of volume.json, data is renamed to
+// volumes/NAME, and when that is durable the record is committed; .staging/ID, now
+// without data, is renamed to .state/ID. Removing goes the other way: the record is replaced by a tombstone
 // with the identity in one transaction, .state/ID becomes .trash/ID, the data
 // goes to .trash/ID/data, the name is free, and the tree is deleted: a small one
 // at once, a large one in the background, as are the bookkeeping of an empty one
@@ -27,24 +27,21 @@
 //
 // # What is synced, and why
 //
-// Creating waits for the disk as often as its commit does, three times, and for
-// what takes longer beside it.
+// Creating waits for the disk as often as its commit does, three times.
 //
-//   - SQLite's journal and the database: then the change is on the
-//     disk, and undone by whoever finds the journal. At the same time volume.json,
-//     and, where that does not take them along (syncsParents), .staging/ID and
-//     .staging: a name that a power cut leaves in volumes/ must find its note, or it
-//     would be a stranger's, and a record its data. And the image of a disk volume,
-//     with its directory.
-//   - The end of the journal, which commits; and after the rename, at the same
-//     time, volumes/. Neither needs the other: data without a record has its
-//     note, and a record whose data is not at its name finds it in .staging/ID.
-//     But the directory of a volume that was acknowledged is to be at its place
-//     before any other command.
+//   - SQLite's journal: then the change is undone by whoever finds it. It has
+//     volume.json in it: a name that a power cut leaves in volumes/ must find its
+//     note, or it would be a stranger's. At the same time the image of a disk volume,
+//     with its directory, which must not be half of one when it has a name; and
+//     limits, with the staging directory, if there are any, since nobody could make
+//     them again.
+//   - The database; and at the same time volumes/, after the rename: a record must
+//     find its data.
+//   - The end of the journal, which commits.
 //
-// The rename to .state/ID is not synced: as long as it is not durable,
-// .staging/ID is, and the next mutating call renames it. Removing waits for its
-// commit only: while the tombstone stands, the next mutating call moves what is
+// Nothing else of the staging directory is synced, nor its rename to .state/ID:
+// whatever a power cut takes of it the next mutating call makes again. Removing
+// waits for its commit only: while the tombstone stands, the next mutating call moves what is
 // not in the trash. Tombstones of removals that are complete stay until there are
 // some: then a mutating call syncs volumes/ and .trash while it commits, and forgets
 // them with that commit. Where a directory's time of birth is not known, every call
@@ -57,11 +54,10 @@
 // empty but after a kill) and finishes or undoes what it finds, for its own name
 // and for every other name whose lock is free:
 //
-//   - staging with data and a record (power cut): the data is moved to its name,
-//     where no stranger is; until then it is found where it lies.
 //   - staging with data, without a record: was never visible; dropped.
 //   - staging without data, and volumes/NAME has its identity: the kill came
-//     between rename and commit; the record is committed.
+//     between rename and commit; the record is committed. Should a power cut have
+//     taken the staging directory, package records puts the note back first.
 //   - staging without data otherwise: committed (then it is published) or undone.
 //   - staging/ID.grow: a resize was killed; if the image is longer than the record
 //     says, its length is recorded, by who can hold the volume.
@@ -72,8 +68,8 @@
 //
 // # Invariants
 //
-//   - A record is committed only after its data is durable in .staging/ID and has
-//     its name; so a record never lacks data, whatever is cut when.
+//   - A record is committed only after its data has its name, durably; so a record
+//     never lacks data, whatever is cut when.
 //   - Data is deleted only from staging and trash, and gets to the trash only if
 //     its identity is that of a removed record.
 //   - A call that waited for a lock acts on the volume it was called for, never

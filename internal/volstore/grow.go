@@ -44,9 +44,9 @@ func (s *Store) Grow(ctx context.Context, name string, sizeMiB uint32) (*Volume,
 	if err := mayGrow(v, size); err != nil {
 		return nil, err
 	}
-	length, err := s.wholeImage(ctx, v)
-	if err != nil {
-		return nil, s.wrap("grow", name, err)
+	length, damage := imageLength(v)
+	if damage != nil {
+		return nil, s.wrap("grow", name, damage)
 	}
 	if size == v.CapacityBytes && size == length {
 		return v, nil
@@ -246,18 +246,4 @@ func imageLength(v *Volume) (int64, *errdefs.Error) {
 	}
 	return 0, errdefs.New(errdefs.Filesystem, "disk volume %q is damaged: its image %s", v.Name, what).
 		WithHint("put a copy of the image back at %s, or msb volume rm %s", v.DiskPath, v.Name)
-}
-
-// wholeImage is imageLength of data that may lie where it was made, see unplaced.
-func (s *Store) wholeImage(ctx context.Context, v *Volume) (int64, error) {
-	if !exists(v.Path) && s.isUnplaced(v.ID) {
-		if err := s.settleByID(ctx, &v.Volume); err != nil {
-			return 0, err
-		}
-	}
-	length, err := imageLength(v)
-	if err != nil {
-		return 0, err
-	}
-	return length, nil
 }

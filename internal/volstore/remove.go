@@ -232,7 +232,7 @@ func (s *Store) deleteRecord(ctx context.Context, db *records.DB, r *records.Vol
 		return db.DeleteVolume(ctx, r)
 	}
 	ready := begin(found.forgettable(s))
-	err := db.DeleteVolumeWhen(ctx, ready, r, found.tombstones...)
+	err := db.DeleteVolumeWhen(ctx, records.Condition{Synced: ready}, r, found.tombstones...)
 	if ready() != nil {
 		return db.DeleteVolume(ctx, r)
 	}
@@ -319,9 +319,6 @@ func (s *Store) clearName(id, name string, data records.Identity) (moved bool, e
 	moved, err = moveOwn(path, filepath.Join(trash, dataName), data)
 	if errors.Is(err, unix.EACCES) && makeMovable(path) {
 		moved, err = moveOwn(path, filepath.Join(trash, dataName), data)
-	}
-	if errors.Is(err, fs.ErrExist) { // data that an adoption has replaced, see unplaced
-		moved, err = moveOwn(path, filepath.Join(trash, dataName+"-adopted"), data)
 	}
 	if err != nil && (noRoom(err) || errors.Is(err, fs.ErrNotExist)) {
 		return true, removeTree(path) // no room for a name in the trash: delete in place

@@ -140,11 +140,6 @@ func (s *Store) checkVolume(r *records.Volume) (out []Finding) {
 	case err != nil:
 		f.Kind, f.Detail = FoundMissing, err.Error()
 		out = append(out, f)
-	case !ok && s.isUnplaced(r.ID):
-		f.Kind, f.Path = FoundStaging, s.home.State(r.ID)
-		if path := filepath.Join(s.home.Staging(), r.ID); !exists(path) {
-			out = append(out, f)
-		} // else it is found there
 	case !ok:
 		f.Kind, f.Detail = FoundMissing, missingHint(f.Path)
 		out = append(out, f)

@@ -23,8 +23,6 @@ type scenario struct {
 	op    string
 	// stranger tells that volumes/a is a stranger's until it is adopted.
 	stranger bool
-	// undone tells that the data of volume "a" is not at its name.
-	undone bool
 }
 
 // marker is the file by which the data of volume "a" is known again.
@@ -49,9 +47,9 @@ func scenarios() []scenario {
 			}
 		}
 	}
-	undone := func(t testing.TB, s *Store, h home.Dir) {
-		made(t, s, h)
-		undoRename(t, s, h, "a")
+	cut := func(t testing.TB, s *Store, h home.Dir) {
+		killed(nil, "create a", "volstore.create.renamed")(t, s, h)
+		loseStaging(t, h)
 	}
 	return []scenario{
 		{name: "create", op: "create a"},
@@ -82,25 +80,24 @@ func scenarios() []scenario {
 		}},
 		{name: "create after a killed create", setup: killed(nil, "create a", "volstore.create.renamed"), op: "create a"},
 		{name: "remove after a killed create", setup: killed(nil, "create a", "volstore.create.renamed"), op: "remove a"},
-		{name: "create after an undone rename", undone: true, setup: undone, op: "create a"},
-		{name: "remove after an undone rename", undone: true, setup: undone, op: "remove a"},
+		{name: "create after a power cut", setup: cut, op: "create a"},
+		{name: "remove after a power cut", setup: cut, op: "remove a"},
+		{name: "create another after a power cut", setup: cut, op: "create b"},
 		{name: "create after a killed remove", setup: killed(made, "remove a", "volstore.remove.recorded"), op: "create a"},
 		{name: "remove after a killed rename", setup: killed(made, "rename a b", "volstore.rename.recorded"), op: "remove b"},
 		{name: "create after a killed rename", setup: killed(made, "rename a b", "volstore.rename.moved"), op: "create a"},
 	}
 }
 
-// undoRename leaves a volume as a power cut does that undoes what its creation
-// did not sync before the commit: the data and its bookkeeping are where they
-// were made.
-func undoRename(t testing.TB, s *Store, h home.Dir, name string) {
+// loseStaging leaves a home as a power cut does after which a new volume has its
+// name, and nothing else of it is on the disk but the journal of its record.
+func loseStaging(t testing.TB, h home.Dir) {
 	t.Helper()
-	v, err := s.Get(context.Background(), name)
-	if err != nil {
-		t.Fatal(err)
+	ids, err := listNames(h.Staging())
+	if err != nil || len(ids) != 1 {
+		t.Fatal(ids, err)
 	}
-	staging := filepath.Join(h.Staging(), v.ID)
-	if err := errors.Join(os.Rename(h.State(v.ID), staging), os.Rename(v.Path, filepath.Join(staging, dataName))); err != nil {
+	if err := os.RemoveAll(filepath.Join(h.Staging(), ids[0])); err != nil {
 		t.Fatal(err)
 	}
 }

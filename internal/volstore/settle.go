@@ -148,14 +148,6 @@ func (s *Store) settleRenamed(ctx context.Context, db *records.DB, st *staging, 
 		st.done = true // renamed meanwhile: for the next command
 		return nil
 	case err == nil:
-		moved, err := s.placeData(now)
-		if err != nil {
-			st.done = true
-			return err
-		}
-		if moved {
-			out.add(Finding{Kind: FoundStaging, ID: r.ID, Name: r.Name, Path: st.path, Action: "moved the directory of a volume to its place"})
-		}
 	case errdefs.Is(err, errdefs.VolumeNotFound):
 		ours, err := s.recoverRecord(ctx, db, st)
 		if err != nil {
@@ -194,6 +186,9 @@ func (s *Store) recoverRecord(ctx context.Context, db *records.DB, st *staging) 
 	if err != nil || removed || !ok || !id.Same(r.Identity) {
 		return false, err
 	}
+	if err := errors.Join(st.syncNote(), syncDir(s.home.Volumes())); err != nil { // its maker may not have come to that
+		return false, err
+	}
 	err = db.InsertVolume(ctx, r)
 	if errdefs.Is(err, errdefs.VolumeAlreadyExists) {
 		return false, nil
@@ -202,37 +197,6 @@ func (s *Store) recoverRecord(ctx context.Context, db *records.DB, st *staging) 
 		return false, err
 	}
 	return true, pointRecovered.Hit()
-}
-
-// unplaced lists where the data of a volume may be whose rename a power cut has
-// undone: creating commits the record before that rename is durable, but not
-// before the staging directory is.
-func (s *Store) unplaced(id string) [2]string {
-	return [2]string{filepath.Join(s.home.Staging(), id, dataName), filepath.Join(s.home.State(id), dataName)}
-}
-
-func (s *Store) isUnplaced(id string) bool {
-	at := s.unplaced(id)
-	return slices.ContainsFunc(at[:], exists)
-}
-
-// placeData moves the data of a volume to its name if it lies where unplaced
-// says. A stranger at the name stays. The name is locked.
-func (s *Store) placeData(r *records.Volume) (moved bool, err error) {
-	to := s.home.Volume(r.Name)
-	if exists(to) {
-		return false, nil
-	}
-	for _, from := range s.unplaced(r.ID) {
-		moved, err := moveOwn(from, to, r.Identity)
-		if moved && err == nil {
-			err = syncDir(s.home.Volumes())
-		}
-		if moved || (err != nil && !errors.Is(err, fs.ErrExist)) {
-			return moved, err
-		}
-	}
-	return false, nil
 }
 
 // wasRemoved reports whether a volume without a record had one. Its staging
@@ -331,9 +295,6 @@ func (s *Store) settleState(r *records.Volume, out *settled) error {
 		return nil
 	}
 	out.records[r.Name] = r
-	if _, err := s.placeData(r); err != nil {
-		return err
-	}
 	mended, err := s.ensureState(r)
 	if mended {
 		out.add(Finding{Kind: FoundState, ID: r.ID, Name: r.Name, Path: s.home.State(r.ID), Action: "wrote the state directory anew"})

@@ -1,0 +1,195 @@
+package records
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/microsandbox-go/microsandbox/internal/home"
+)
+
+// A change may have to leave a file behind for whoever finds that it was undone.
+// Such a file need not be synced: its content is at the end of the sealed journal,
+// which is, and the header tells where. SQLite clears the beginning of the header
+// when a transaction ends; here the mark of the seal is cleared with it, in one write
+// to one sector, where the transaction is committed. Who opens the records and finds
+// the mark of a transaction that was undone puts the files back.
+
+// KeptFile is a small file in the home, in a directory of a directory that is always
+// there. The zero KeptFile is none.
+type KeptFile struct {
+	Path    string
+	Content []byte
+}
+
+const (
+	keptMark     = "msbkept1"
+	keptLengthAt = len(keptMark)
+	keptHashAt   = keptLengthAt + 4
+	keptHashEnd  = keptHashAt + 16
+	maxKept      = maxHeld / 2 // bytes in one journal
+)
+
+// keep appends the files of the changes that are being committed to the journal,
+// all of them or, where they are too large, none.
+func (j *journal) keep() (kept bool) {
+	if j.db == nil {
+		return false
+	}
+	begin := len(j.text)
+	text := append(j.text, keptMark...)
+	text = append(text, make([]byte, keptHashEnd-keptLengthAt)...)
+	for _, c := range j.db.committing {
+		f := c.when.Keep
+		if f.Path == "" {
+			continue
+		}
+		path, err := filepath.Rel(string(j.db.home), f.Path) // it may be another place when it is put back
+		if err != nil || !filepath.IsLocal(path) {
+			return false
+		}
+		text = appendBytes(appendBytes(text, []byte(path)), f.Content)
+	}
+	files := text[begin+keptHashEnd:]
+	if len(files) == 0 || len(files) > maxKept || len(text) > maxHeld {
+		return false
+	}
+	binary.LittleEndian.PutUint32(text[begin+keptLengthAt:], uint32(len(files)))
+	sum := sha256.Sum256(files)
+	copy(text[begin+keptHashAt:begin+keptHashEnd], sum[:])
+	binary.LittleEndian.PutUint32(text[keptAt:], uint32(begin))
+	j.text = text
+	return true
+}
+
+func appendBytes(b, field []byte) []byte {
+	return append(binary.AppendUvarint(b, uint64(len(field))), field...)
+}
+
+func cutBytes(b []byte) (field, rest []byte, ok bool) {
+	n, size := binary.Uvarint(b)
+	if size <= 0 || n > uint64(len(b)-size) {
+		return nil, nil, false
+	}
+	return b[size : size+int(n)], b[size+int(n):], true
+}
+
+// restoreKept puts back the files that were kept by a transaction that was undone.
+// Where that fails, for want of space perhaps, the records can be used all the same.
+func (d *DB) restoreKept(ctx context.Context) {
+	path := d.home.DB() + journalSuffix
+	if at, err := keptIn(path); err != nil || at == 0 {
+		return
+	}
+	if d.take(ctx) != nil {
+		return
+	}
+	defer d.give()
+	// The lock for writing keeps every transaction away; one that was in the way has
+	// ended by now, and a hot journal has been played back.
+	_ = d.patiently(ctx, func() error {
+		return d.transact(func(querier) error { return restoreFiles(d.home, path) })
+	})
+}
+
+// keptIn returns where in a journal kept files begin, 0 for nowhere.
+func keptIn(path string) (int64, error) {
+	f, err := home.OpenFile(path, unix.O_RDONLY)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	head := make([]byte, headEnd)
+	if _, err := f.ReadAt(head, 0); err != nil || string(head[sealAt:sealAt+len(sealMark)]) != sealMark {
+		return 0, err
+	}
+	return int64(binary.LittleEndian.Uint32(head[keptAt:])), nil
+}
+
+func restoreFiles(h home.Dir, path string) error {
+	at, err := keptIn(path)
+	if err != nil || at == 0 {
+		return err
+	}
+	f, err := home.OpenFile(path, unix.O_RDWR)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	files, err := readKept(f, at)
+	if err != nil {
+		return err
+	}
+	for _, file := range files {
+		if err := file.restore(h); err != nil {
+			return err
+		}
+	}
+	_, err = f.WriteAt(make([]byte, len(sealMark)), sealAt)
+	return err
+}
+
+// readKept reads what keep has written; a power cut may have left anything.
+func readKept(f io.ReaderAt, at int64) (files []KeptFile, err error) {
+	head := make([]byte, keptHashEnd)
+	if _, err := f.ReadAt(head, at); err != nil {
+		return nil, ignoreEOF(err)
+	}
+	n := binary.LittleEndian.Uint32(head[keptLengthAt:])
+	if string(head[:len(keptMark)]) != keptMark || n > maxKept {
+		return nil, nil
+	}
+	text := make([]byte, n)
+	if _, err := f.ReadAt(text, at+int64(keptHashEnd)); err != nil {
+		return nil, ignoreEOF(err)
+	}
+	if sum := sha256.Sum256(text); !bytes.Equal(sum[:keptHashEnd-keptHashAt], head[keptHashAt:]) {
+		return nil, nil
+	}
+	for len(text) > 0 {
+		path, rest, ok := cutBytes(text)
+		content, rest, ok2 := cutBytes(rest)
+		if !ok || !ok2 || !filepath.IsLocal(string(path)) {
+			return nil, nil
+		}
+		files, text = append(files, KeptFile{string(path), content}), rest
+	}
+	return files, nil
+}
+
+func ignoreEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+// restore makes a kept file, whose path is relative, and its directory durable.
+func (file KeptFile) restore(h home.Dir) error {
+	path := filepath.Join(string(h), file.Path)
+	dir := filepath.Dir(path)
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	f, err := home.OpenFile(path, unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW)
+	if err != nil {
+		return err
+	}
+	have, err := io.ReadAll(io.LimitReader(f, int64(len(file.Content))+1))
+	if err == nil && !bytes.Equal(have, file.Content) {
+		if err = f.Truncate(0); err == nil {
+			_, err = f.WriteAt(file.Content, 0)
+		}
+	}
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return errors.Join(syncDir(dir), syncDir(filepath.Dir(dir)))
+}
