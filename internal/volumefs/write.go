@@ -187,6 +187,8 @@ func (r *replacement) commit(like *metadata, o WriteOptions) error {
 		return err
 	}
 	if like != nil {
+		// The disk can begin meanwhile.
+		_ = unix.SyncFileRange(r.tmp.fd(), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
 		if err := r.metadata(like); err != nil {
 			return err
 		}
