@@ -69,9 +69,7 @@ type FS struct {
 	opening sync.Mutex // while the ledger is opened
 	counted atomic.Pointer[accounting]
 
-	closing      sync.Mutex  // while a replaced file is closed beside something else
-	closedLater  atomic.Bool // one was, since freed was called
-	closesSlowly atomic.Bool // the last close took long
+	replaced replaced
 
 	noUnnamed atomic.Bool // set once O_TMPFILE turned out not to work here
 	noXattrAt atomic.Bool // set once getxattrat turned out not to exist
@@ -103,7 +101,7 @@ func New(root *os.File, o Options) (*FS, error) {
 // Close releases what New opened, and the ledger. Streams must have been closed
 // before.
 func (f *FS) Close() error {
-	f.freed()
+	f.replaced.freed()
 	var err error
 	if a := f.counted.Load(); a != nil {
 		err = a.w.Close()

@@ -199,50 +199,6 @@ func (f *FS) reapScratch() {
 	}
 }
 
-// smallFile is how large a replaced file may be whose space is given back while
-// its writer goes on, in bytes.
-const smallFile = 1 << 20
-
-// slowClose is how long a close takes that is better done by another thread, which
-// costs about that much.
-const slowClose = 40 * time.Microsecond
-
-// closeReplaced closes the last descriptor of a replaced file. That frees its inode
-// and its space, for which some file systems wait for the disk (ext4 mounted with
-// discard): where the last one took long, it is done beside what comes next, one
-// file at a time.
-func (f *FS) closeReplaced(fd int) {
-	closeIt := func() {
-		start := time.Now()
-		_ = unix.Close(fd)
-		f.closesSlowly.Store(time.Since(start) > slowClose)
-	}
-	if !f.closesSlowly.Load() && !f.opts.CloseLater {
-		closeIt()
-		return
-	}
-	f.closedLater.Store(true)
-	if !f.closing.TryLock() {
-		_ = unix.Close(fd)
-		return
-	}
-	go func() {
-		defer f.closing.Unlock()
-		closeIt()
-	}()
-}
-
-// freed waits until closeReplaced is through and reports whether it has given back
-// anything since the last time.
-func (f *FS) freed() bool {
-	if !f.closedLater.Swap(false) {
-		return false
-	}
-	f.closing.Lock()
-	defer f.closing.Unlock()
-	return true
-}
-
 // noRoom reports whether a file system was full.
 func noRoom(err error) bool {
 	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)

@@ -47,7 +47,7 @@ func (f *FS) Write(ctx context.Context, path string, data []byte, o WriteOptions
 
 func (f *FS) write(rel string, data []byte, o WriteOptions) error {
 	err := f.tryWrite(rel, data, o)
-	if noRoom(err) && f.freed() {
+	if noRoom(err) && f.replaced.freed() {
 		return f.tryWrite(rel, data, o)
 	}
 	return err
@@ -165,7 +165,7 @@ func (r *replacement) close() {
 	r.tmp.discard()
 	r.entry.close()
 	if r.done && r.to.exists() && r.to.st.Size <= smallFile {
-		r.fs.closeReplaced(r.to.fd)
+		r.fs.closeReplaced(r.to.fd, r.to.st.Size)
 		r.to.fd = -1
 	}
 	r.to.close()
@@ -239,7 +239,7 @@ func (f *FS) OpenWrite(ctx context.Context, path string, o WriteOptions) (*Write
 	if err != nil {
 		return nil, err
 	}
-	f.freed()
+	f.replaced.freed()
 	r, err := f.newReplacement(rel)
 	if err := f.end("write", path, err); err != nil {
 		if r != nil {
