@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -298,6 +299,42 @@ func TestOldSchemaIsMigrated(t *testing.T) {
 				t.Errorf("volumes %v", got)
 			}
 		})
+	}
+}
+
+// TestMigrationKeepsVolumes: volumes of the first schema are there after a
+// migration.
+func TestMigrationKeepsVolumes(t *testing.T) {
+	h := home.Dir(t.TempDir())
+	first, err := migrations.ReadFile("migrations/00001_first.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := openPlain(t, h.DB())
+	for _, text := range []string{string(first), "PRAGMA user_version=1",
+		"INSERT INTO volume (" + volumeColumns + ") VALUES ('1','a','dir',0,0,'','','{}',1,1,2,3,'')"} {
+		if _, err := old.Exec(text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := old.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range [][]string{{"a"}, {"a", "b"}} {
+		d := mustOpen(t, h)
+		got := names(t, d)
+		slices.Sort(got)
+		if !slices.Equal(got, want) {
+			t.Errorf("volumes %v, want %v", got, want)
+		}
+		if len(want) == 1 {
+			if err := d.InsertVolume(t.Context(), testVolume("b")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -18,7 +18,7 @@ var migrations embed.FS
 
 // schemaVersion is the number of the last migration, kept in SQLite's
 // user_version: a start reads four bytes.
-const schemaVersion = 1
+const schemaVersion = 2
 
 var migrated = failpoint.New("records.migrated") // a migration is complete but not committed
 
