@@ -75,5 +75,5 @@ const (
 	commitOnly = "a removal waits for SQLite's commit: three syncs, one after the other. On this disk each takes as long as a third of what the peer takes in all; the peer syncs nothing."
 	contained  = "what plain calls do not do: resolve inside of the volume only, look for a stand-in's attribute, read the time of birth, " +
 		"and ask whether the volume was removed meanwhile: a system call each."
-	diskSpeed = "the data has to reach the disk before the file gets its name: nearly all of the time is the disk's. The peer's time is that of the page cache."
+	diskSpeed = "the data has to reach the disk before the file gets its name: nearly all of the time is the disk's, for plain calls that do the same (the floor), too. The peer's time is that of the page cache."
 )

@@ -190,8 +190,8 @@ func (s *ours) writeStream(ctx context.Context, chunk int) error {
 }
 
 // plain plays the operations on files with the calls a program would make
-// without any of this. It is a floor, not a rival: nothing of it is contained, and
-// nothing but replacing a file is atomic or durable.
+// without any of this. It is a floor, not a rival: nothing of it is contained. What
+// it writes is as safe as ours, see replace.
 type plain struct{ dir string }
 
 func (s *plain) play(op string, n int) (time.Duration, error) {
@@ -201,7 +201,7 @@ func (s *plain) play(op string, n int) (time.Duration, error) {
 			return errors.Join(os.WriteFile(path("small"), small, 0o644), os.WriteFile(path("large"), large, 0o644), os.MkdirAll(path("many"), 0o755))
 		},
 		"read":      func() error { _, err := os.ReadFile(path("small")); return err },
-		"overwrite": func() error { return replace(path("small"), small) },
+		"overwrite": func() error { return replaceBytes(path("small"), small, len(small)) },
 		"stat":      func() error { _, err := os.Lstat(path("small")); return err },
 		"list 10k": func() error {
 			list, err := os.ReadDir(path("listed"))
@@ -226,11 +226,11 @@ func (s *plain) play(op string, n int) (time.Duration, error) {
 			}
 			return errors.Join(err, f.Close())
 		},
-		"write stream 64K": func() error { return s.stream(path("stream"), 64<<10) },
-		"write stream 1M":  func() error { return s.stream(path("stream"), 1<<20) },
+		"write stream 64K": func() error { return replaceBytes(path("stream"), large, 64<<10) },
+		"write stream 1M":  func() error { return replaceBytes(path("stream"), large, 1<<20) },
 		"read whole":       func() error { _, err := os.ReadFile(path("large")); return err },
-		"write whole":      func() error { return os.WriteFile(path("whole"), large, 0o644) },
-		"copy":             func() error { return s.copy(path("large"), path("copy")) },
+		"write whole":      func() error { return replaceBytes(path("whole"), large, len(large)) },
+		"copy":             func() error { return copyFile(path("large"), path("copy")) },
 	}[op]
 	if once == nil {
 		return 0, errNoFloor
@@ -244,42 +244,17 @@ var errNoFloor = errors.New("no floor")
 
 func (s *plain) stop() error { return nil }
 
-func (s *plain) stream(path string, chunk int) error {
-	f, err := os.Create(path)
-	if err != nil {
-		return err
-	}
-	for off := 0; off < len(large) && err == nil; off += chunk {
-		_, err = f.Write(large[off : off+chunk])
-	}
-	return errors.Join(err, f.Close())
-}
-
-func (s *plain) copy(from, to string) error {
-	in, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	out, err := os.Create(to)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(out, in) // copy_file_range
-	return errors.Join(err, out.Close())
-}
-
 // flush writes out what the others left dirty, so that nobody pays for it.
 func flush() { unix.Sync() }
 
 // replace replaces a file as a careful program does: readers and a power cut find
 // the old content or the new one.
-func replace(path string, data []byte) error {
+func replace(path string, fill func(f *os.File) error) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "new-")
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(data)
+	err = fill(f)
 	if err == nil {
 		err = unix.Fdatasync(int(f.Fd()))
 	}
@@ -287,4 +262,25 @@ func replace(path string, data []byte) error {
 		return errors.Join(err, os.Remove(f.Name()))
 	}
 	return os.Rename(f.Name(), path)
+}
+
+func replaceBytes(path string, data []byte, chunk int) error {
+	return replace(path, func(f *os.File) (err error) {
+		for off := 0; off < len(data) && err == nil; off += chunk {
+			_, err = f.Write(data[off : off+chunk])
+		}
+		return err
+	})
+}
+
+func copyFile(from, to string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	return replace(to, func(f *os.File) error {
+		_, err := io.Copy(f, in) // copy_file_range
+		return err
+	})
 }

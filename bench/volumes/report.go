@@ -127,7 +127,7 @@ func (r *report) print(w io.Writer) {
 	fmt.Fprintf(w, "%v, Node %s, peer %s\n<!-- details -->\n", r.Info, r.Node, r.Peer)
 	fmt.Fprintf(w, "Medians of up to %d alternating rounds (commands, ms from start to exit) or %d alternating batches (calls), spread in brackets. ", r.Rounds, r.Batches)
 	fmt.Fprint(w, "Ratio: ours to the peer, of medians and of best rounds; a row is missed when both miss. ")
-	fmt.Fprint(w, "Floor: mkfs.ext4, /bin/true, or plain os calls, which are neither atomic nor durable nor contained. The peer syncs nothing; ours syncs where it says durable.\n\n")
+	fmt.Fprint(w, "Floor: mkfs.ext4, /bin/true, or plain os calls: nothing of them is contained; what they write is synced and then renamed, as a careful program does it. The peer syncs nothing; ours syncs where it says durable or safe.\n\n")
 	fmt.Fprintln(w, "| row | unit | peer | ours | floor | ratio (best/best) | moonshot | must | |")
 	fmt.Fprintln(w, "|---|---|---|---|---|---|---|---|---|")
 	for i := range r.Rows {
