@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -84,10 +85,6 @@ func cutBytes(b []byte) (field, rest []byte, ok bool) {
 // restoreKept puts back the files that were kept by a transaction that was undone.
 // Where that fails, for want of space perhaps, the records can be used all the same.
 func (d *DB) restoreKept(ctx context.Context) {
-	path := d.home.DB() + journalSuffix
-	if at, err := keptIn(path); err != nil || at == 0 {
-		return
-	}
 	if d.take(ctx) != nil {
 		return
 	}
@@ -95,27 +92,41 @@ func (d *DB) restoreKept(ctx context.Context) {
 	// The lock for writing keeps every transaction away; one that was in the way has
 	// ended by now, and a hot journal has been played back.
 	_ = d.patiently(ctx, func() error {
-		return d.transact(func(querier) error { return restoreFiles(d.home, path) })
+		return d.transact(func(querier) error { return restoreFiles(d.home) })
 	})
 }
 
-// keptIn returns where in a journal kept files begin, 0 for nowhere.
-func keptIn(path string) (int64, error) {
+// journalHead is the beginning of a journal: zeros if there is none.
+type journalHead [headEnd]byte
+
+func readHead(path string) (head journalHead, err error) {
 	f, err := home.OpenFile(path, unix.O_RDONLY)
+	if errors.Is(err, fs.ErrNotExist) {
+		return head, nil
+	}
 	if err != nil {
-		return 0, err
+		return head, err
 	}
 	defer f.Close()
-	head := make([]byte, headEnd)
-	if _, err := f.ReadAt(head, 0); err != nil || string(head[sealAt:sealAt+len(sealMark)]) != sealMark {
-		return 0, err
-	}
-	return int64(binary.LittleEndian.Uint32(head[keptAt:])), nil
+	_, err = f.ReadAt(head[:], 0)
+	return head, ignoreEOF(err)
 }
 
-func restoreFiles(h home.Dir, path string) error {
-	at, err := keptIn(path)
-	if err != nil || at == 0 {
+// ended tells that nothing is to be undone.
+func (h *journalHead) ended() bool { return h[0] == 0 }
+
+// kept returns where in the journal kept files begin, 0 for nowhere.
+func (h *journalHead) kept() int64 {
+	if string(h[sealAt:sealAt+len(sealMark)]) != sealMark {
+		return 0
+	}
+	return int64(binary.LittleEndian.Uint32(h[keptAt:]))
+}
+
+func restoreFiles(h home.Dir) error {
+	path := h.DB() + journalSuffix
+	head, err := readHead(path)
+	if err != nil || head.kept() == 0 {
 		return err
 	}
 	f, err := home.OpenFile(path, unix.O_RDWR)
@@ -123,7 +134,7 @@ func restoreFiles(h home.Dir, path string) error {
 		return err
 	}
 	defer f.Close()
-	files, err := readKept(f, at)
+	files, err := readKept(f, head.kept())
 	if err != nil {
 		return err
 	}

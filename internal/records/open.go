@@ -24,6 +24,7 @@ type DB struct {
 	queue changeQueue // of update
 
 	owner      uint64    // of the files, for the VFS; 0: not connected
+	seen       uint32    // the schema's version, in the file when it was connected
 	committing []*change // in the transaction that is being committed, before its changes are ready
 	dropKept   bool      // when the transaction ends, nobody needs what its journal keeps
 
@@ -65,11 +66,14 @@ func Open(ctx context.Context, h home.Dir) (*DB, error) {
 	if err := d.connect(h.DB(), "rw"); err != nil {
 		return nil, err
 	}
-	if err := d.checkSchema(ctx); err != nil {
+	journal, err := d.checkSchema(ctx)
+	if err != nil {
 		_ = d.Close()
 		return nil, err
 	}
-	d.restoreKept(ctx)
+	if journal.kept() != 0 {
+		d.restoreKept(ctx)
+	}
 	if d.journalAt.size < journalSize {
 		_ = d.restoreJournal(ctx) // else a later writer does, where there is room
 	}
@@ -89,7 +93,7 @@ func OpenReader(ctx context.Context, h home.Dir) (*DB, error) {
 	if err := d.connect(h.DB(), "ro"); err != nil {
 		return nil, err
 	}
-	if err := d.checkSchema(ctx); err != nil {
+	if _, err := d.checkSchema(ctx); err != nil {
 		_ = d.Close()
 		return nil, err
 	}

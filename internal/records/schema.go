@@ -23,8 +23,19 @@ const schemaVersion = 2
 var migrated = failpoint.New("records.migrated") // a migration is complete but not committed
 
 // checkSchema compares the schema with the one that this program knows: equal
-// passes, newer is refused, older is migrated.
-func (d *DB) checkSchema(ctx context.Context) error {
+// passes, newer is refused, older is migrated. Where there is nothing to be undone
+// the version is in the file, and need not be asked for in a transaction. It returns
+// how the journal began.
+func (d *DB) checkSchema(ctx context.Context) (journal journalHead, err error) {
+	if journal, err = readHead(d.home.DB() + journalSuffix); err == nil && journal.ended() {
+		if _, err := d.link(); err == nil && d.seen == schemaVersion {
+			return journal, nil
+		}
+	}
+	return journal, d.askSchema(ctx)
+}
+
+func (d *DB) askSchema(ctx context.Context) error {
 	have, err := d.version(ctx)
 	if err != nil || have == schemaVersion {
 		return err

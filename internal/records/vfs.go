@@ -1,6 +1,7 @@
 package records
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -147,6 +148,9 @@ func vfsOpen(tls *libc.TLS, _, name, file uintptr, flags int32, outFlags uintptr
 		rc := open(tls, vfs.unix, name, file, flags, outFlags)
 		if rc == sqlite3.SQLITE_OK {
 			*ownerOf(file) = ownerIn(tls, name)
+			if d := dbOf(*ownerOf(file)); d != nil {
+				d.seen = versionIn(int(at[sqlite3.TunixFile](file).Fh))
+			}
 			return replaceMethods(tls, file, pointer[syncFunc](syncDatabase), func(*sqlite3.Tsqlite3_io_methods) {})
 		}
 		return rc
@@ -178,6 +182,16 @@ func vfsDelete(tls *libc.TLS, _, name uintptr, syncDir int32) int32 {
 		return sqlite3.SQLITE_IOERR_DELETE
 	}
 	return sqlite3.SQLITE_OK
+}
+
+// versionIn returns the user version in an open database (sqlite.org/fileformat2.html,
+// 1.3), 0 if it has none.
+func versionIn(fd int) uint32 {
+	var field [4]byte
+	if n, err := unix.Pread(fd, field[:], 60); n < len(field) || err != nil {
+		return 0
+	}
+	return binary.BigEndian.Uint32(field[:])
 }
 
 // ownerIn returns the owner that the name of a database or its journal tells, as
