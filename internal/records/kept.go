@@ -23,8 +23,7 @@ import (
 // to one sector, where the transaction is committed. Who opens the records and finds
 // the mark of a transaction that was undone puts the files back.
 
-// KeptFile is a small file in the home, in a directory of a directory that is always
-// there. The zero KeptFile is none.
+// KeptFile is a small file in the home. The zero KeptFile is none.
 type KeptFile struct {
 	Path    string
 	Content []byte
@@ -186,7 +185,7 @@ func ignoreEOF(err error) error {
 func (file KeptFile) restore(h home.Dir) error {
 	path := filepath.Join(string(h), file.Path)
 	dir := filepath.Dir(path)
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
 	f, err := home.OpenFile(path, unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW)
