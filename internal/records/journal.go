@@ -122,7 +122,7 @@ func (j *journal) complete() bool { return string(j.text[:len(journalMagic)]) ==
 // ends reports whether a write clears the header of a journal that need not keep
 // anything any longer.
 func (j *journal) ends(p []byte, off int64) bool {
-	return off == 0 && p[0] == 0 && len(p) < sectorSize && j.own && j.db != nil && j.db.dropKept
+	return off == 0 && p[0] == 0 && len(p) < sectorSize && j.own && j.db != nil && j.db.dropKept && len(j.db.carried) == 0
 }
 
 // flush writes what is held to the file.
@@ -130,8 +130,10 @@ func (j *journal) flush(file uintptr) int32 {
 	if !j.held {
 		return sqlite3.SQLITE_OK
 	}
-	j.held, j.own = false, true
-	return writeAt(file, j.text, 0)
+	j.own = true
+	rc := writeAt(file, j.text, 0)
+	j.held = rc != sqlite3.SQLITE_OK // what the file lacks is needed to undo the transaction
+	return rc
 }
 
 // writeAt writes to an open file of SQLite's.
@@ -193,6 +195,9 @@ func closeJournal(tls *libc.TLS, file uintptr) int32 {
 // readJournal is xRead.
 func readJournal(tls *libc.TLS, file, buf uintptr, n int32, off int64) int32 {
 	j, p := journalOf(file), bytesAt(buf, n)
+	if off == 0 && (j.held || j.own) && j.db != nil {
+		j.db.committing = nil // the transaction is being undone
+	}
 	if j.held && off < int64(len(j.text)) {
 		if off+int64(n) <= int64(len(j.text)) {
 			copy(p, j.text[off:])

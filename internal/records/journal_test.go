@@ -2,6 +2,7 @@ package records
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -9,6 +10,9 @@ import (
 	"path/filepath"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/microsandbox-go/microsandbox/internal/errdefs"
 	"github.com/microsandbox-go/microsandbox/internal/home"
 )
 
@@ -25,7 +29,8 @@ func TestTornJournal(t *testing.T) {
 	}
 	db, old := fileNow(t, h.DB()), fileNow(t, h.DB()+"-journal")
 	var journal []byte
-	err := d.InsertVolumeWhen(t.Context(), Condition{Journaled: func(bool) error {
+	keep := KeptFile{filepath.Join(h.Staging(), "ID", "note"), bytes.Repeat([]byte("content\n"), 40)}
+	err := d.InsertVolumeWhen(t.Context(), Condition{Keep: keep, Journaled: func(bool) error {
 		journal = fileNow(t, h.DB()+"-journal")
 		return nil
 	}}, testVolume("a"))
@@ -84,19 +89,59 @@ func rolledBack(t *testing.T, db, journal []byte) []byte {
 			t.Fatal(err)
 		}
 	}
-	d, err := Open(t.Context(), h)
-	if err == nil {
-		_, _ = d.ListVolumes(t.Context())
-		err = d.Close()
-	}
-	if err != nil {
-		return nil
+	for range 2 {
+		d, err := Open(t.Context(), h)
+		if err == nil {
+			_, _ = d.ListVolumes(t.Context())
+			err = d.Close()
+		}
+		if err != nil {
+			return nil
+		}
 	}
 	b, err := os.ReadFile(filepath.Join(string(h), filepath.Base(h.DB())))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return b
+}
+
+// TestJournalIsNotWritten: of a journal that could not be written, or not all of it,
+// the change is undone: nobody sees it, and the next one does not commit it.
+func TestJournalIsNotWritten(t *testing.T) {
+	unlimited := unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}
+	for _, limit := range []uint64{0, 512, 1024, 5000, 9000} {
+		h := home.Dir(t.TempDir())
+		d := mustOpen(t, h)
+		for i := range 40 {
+			if err := d.InsertVolume(t.Context(), testVolume(fmt.Sprint("before", i))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: limit, Max: unix.RLIM_INFINITY}); err != nil {
+			t.Fatal(err)
+		}
+		failed := d.InsertVolume(t.Context(), testVolume("failed"))
+		if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unlimited); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.VolumeByName(t.Context(), "failed"); failed == nil || !errdefs.Is(err, errdefs.VolumeNotFound) {
+			t.Errorf("limit %d: inserted: %v, found: %v", limit, failed, err)
+		}
+		if err := d.InsertVolume(t.Context(), testVolume("after")); err != nil {
+			t.Errorf("limit %d: %v", limit, err)
+		}
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+		var verdict string
+		var volumes int
+		db := openPlain(t, h.DB())
+		err := errors.Join(db.QueryRow("PRAGMA integrity_check").Scan(&verdict), db.QueryRow("SELECT count(*) FROM volume").Scan(&volumes))
+		if err != nil || verdict != "ok" || volumes != 41 {
+			t.Errorf("limit %d: %d volumes, %q, %v", limit, volumes, verdict, err)
+		}
+	}
 }
 
 // TestLargeTransaction: a journal that is too large to be held in memory is synced

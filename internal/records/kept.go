@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -46,13 +47,16 @@ func (j *journal) keep() (kept bool) {
 	begin := len(j.text)
 	text := append(j.text, keptMark...)
 	text = append(text, make([]byte, keptHashEnd-keptLengthAt)...)
+	for _, f := range j.db.carried {
+		text = appendBytes(appendBytes(text, []byte(f.Path)), f.Content)
+	}
 	for _, c := range j.db.committing {
 		f := c.when.Keep
 		if f.Path == "" {
 			continue
 		}
-		path, err := filepath.Rel(string(j.db.home), f.Path) // it may be another place when it is put back
-		if err != nil || !filepath.IsLocal(path) {
+		path, err := j.db.relative(f.Path)
+		if err != nil {
 			return false
 		}
 		text = appendBytes(appendBytes(text, []byte(path)), f.Content)
@@ -81,18 +85,71 @@ func cutBytes(b []byte) (field, rest []byte, ok bool) {
 	return b[size : size+int(n)], b[size+int(n):], true
 }
 
-// restoreKept puts back the files that were kept by a transaction that was undone.
-// Where that fails, for want of space perhaps, the records can be used all the same.
-func (d *DB) restoreKept(ctx context.Context) {
+// restoreNow puts back what restoreKept does. Where that fails the records can be
+// used all the same.
+func (d *DB) restoreNow(ctx context.Context) {
+	ctx = context.WithoutCancel(ctx) // a later call of the handle relies on it
 	if d.take(ctx) != nil {
 		return
 	}
 	defer d.give()
-	// The lock for writing keeps every transaction away; one that was in the way has
-	// ended by now, and a hot journal has been played back.
-	_ = d.patiently(ctx, func() error {
-		return d.transact(func(querier) error { return restoreFiles(d.home) })
-	})
+	_ = d.patiently(ctx, func() error { return d.transact(func(querier) error { return nil }) })
+}
+
+// Forget says that a kept file is not wanted any more, though its transaction was
+// undone: whoever kept it has cleaned up.
+func (d *DB) Forget(ctx context.Context, file KeptFile) error {
+	path, err := d.relative(file.Path)
+	if err != nil {
+		return err
+	}
+	if err := d.take(ctx); err != nil {
+		return d.wrap(err, "forget "+path)
+	}
+	defer d.give()
+	d.forget = path
+	defer func() { d.forget = "" }()
+	return d.wrap(d.patiently(ctx, func() error { return d.transact(func(querier) error { return nil }) }), "forget "+path)
+}
+
+// relative makes a path one that holds wherever the home is when it is used.
+func (d *DB) relative(path string) (string, error) {
+	path, err := filepath.Rel(string(d.home), path)
+	if err == nil && !filepath.IsLocal(path) {
+		err = fmt.Errorf("%s is not in the home", path)
+	}
+	return path, err
+}
+
+// restoreKept puts back the files that were kept by a transaction that was undone,
+// before another journal is written. Where that fails, for want of space perhaps, the
+// next journal keeps them, too. It is called with SQLite's lock for writing: every
+// transaction has ended, and a hot journal has been played back.
+func (d *DB) restoreKept() {
+	d.carried = nil
+	path := d.home.DB() + journalSuffix
+	head, err := readHead(path)
+	if err != nil || head.kept() == 0 {
+		return
+	}
+	f, err := home.OpenFile(path, unix.O_RDWR)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	files, err := readKept(f, head.kept())
+	for _, file := range files {
+		if file.Path == d.forget {
+			continue
+		}
+		if err := file.restore(d.home); err != nil {
+			d.carried = append(d.carried, file)
+		}
+	}
+	if err == nil && len(d.carried) == 0 {
+		// A journal that is torn has its magic yet, and must not lose its seal alone.
+		_, _ = f.WriteAt(make([]byte, sealAt+len(sealMark)), 0)
+	}
 }
 
 // journalHead is the beginning of a journal: zeros if there is none.
@@ -120,30 +177,6 @@ func (h *journalHead) kept() int64 {
 		return 0
 	}
 	return int64(binary.LittleEndian.Uint32(h[keptAt:]))
-}
-
-func restoreFiles(h home.Dir) error {
-	path := h.DB() + journalSuffix
-	head, err := readHead(path)
-	if err != nil || head.kept() == 0 {
-		return err
-	}
-	f, err := home.OpenFile(path, unix.O_RDWR)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	files, err := readKept(f, head.kept())
-	if err != nil {
-		return err
-	}
-	for _, file := range files {
-		if err := file.restore(h); err != nil {
-			return err
-		}
-	}
-	_, err = f.WriteAt(make([]byte, len(sealMark)), sealAt)
-	return err
 }
 
 // readKept reads what keep has written; a power cut may have left anything.

@@ -2,13 +2,17 @@ package records
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/microsandbox-go/microsandbox/internal/home"
 )
@@ -116,10 +120,10 @@ func TestKeptFile(t *testing.T) {
 }
 
 // TestKeptFilesTogether: of changes that are committed together each keeps its file.
-// Where one refuses, the others are told that theirs must be made durable before the
-// journal is written again.
+// Where one refuses, all files are put back before the others are done again, each
+// with a journal of its own.
 func TestKeptFilesTogether(t *testing.T) {
-	for _, refusing := range []string{"", "b"} {
+	for _, refusing := range []string{"", "b", "c"} {
 		h, cut := home.Dir(t.TempDir()), home.Dir(t.TempDir())
 		d := mustOpen(t, h)
 		if err := mustOpen(t, cut).Close(); err != nil {
@@ -145,6 +149,13 @@ func TestKeptFilesTogether(t *testing.T) {
 						}
 						return nil
 					},
+					Synced: func() error {
+						left, err := os.ReadDir(h.Staging())
+						if err != nil || refusing != "" != (len(left) == 3) {
+							t.Errorf("%q refuses: put back before %s is committed: %v, %v", refusing, name, left, err)
+						}
+						return nil
+					},
 				}, testVolume(name))
 				mu.Lock()
 				defer mu.Unlock()
@@ -166,12 +177,157 @@ func TestKeptFilesTogether(t *testing.T) {
 				t.Errorf("%s refuses: %s: %v", refusing, name, errs[name])
 			}
 		}
-		if a := told["a"]; len(a) == 0 || !a[0] || refusing != "" && (len(a) != 2 || a[1]) {
-			t.Errorf("%s refuses: a was told %v", refusing, a)
+		if a := told["a"]; !slices.Equal(a, []bool{true}) {
+			t.Errorf("%q refuses: a was told %v", refusing, a)
 		}
-		if left, err := os.ReadDir(h.Staging()); err != nil || len(left) != 0 {
-			t.Errorf("put back in a home that was not cut off: %v, %v", left, err)
+	}
+}
+
+// cutHome returns a home as a power cut leaves it during a creation.
+func cutHome(t *testing.T) home.Dir {
+	t.Helper()
+	h, cut := home.Dir(t.TempDir()), home.Dir(t.TempDir())
+	d := mustOpen(t, h)
+	if err := mustOpen(t, cut).Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.InsertVolumeWhen(t.Context(), keptBy(t, h, cut, "synced", nil), testVolume("a")); err != nil {
+		t.Fatal(err)
+	}
+	return cut
+}
+
+// TestKeptIsNotOverwritten: a kept file is back before another change has a journal.
+func TestKeptIsNotOverwritten(t *testing.T) {
+	change := func(t *testing.T, d *DB) {
+		t.Helper()
+		err := d.update(t.Context(), "change", func(q querier) error {
+			_, err := q.exec("INSERT INTO tombstone (id, name, dev, ino, birth_ns, removed_ns) VALUES ('1', 'x', 1, 2, 3, 4)")
+			return err
+		})
+		if err := errors.Join(err, d.Close()); err != nil {
+			t.Fatal(err)
 		}
+	}
+	for name, run := range map[string]func(t *testing.T, cut home.Dir) home.Dir{
+		"no room for it": func(t *testing.T, cut home.Dir) home.Dir {
+			if err := errors.Join(os.Remove(cut.Staging()), os.WriteFile(cut.Staging(), nil, 0o600)); err != nil {
+				t.Fatal(err)
+			}
+			change(t, mustOpen(t, cut))
+			if err := errors.Join(os.Remove(cut.Staging()), mustOpen(t, cut).Close()); err != nil {
+				t.Fatal(err)
+			}
+			return cut
+		},
+		"cancelled while it opens": func(t *testing.T, cut home.Dir) home.Dir {
+			for left := range 6 {
+				if d, err := Open(&endingContext{t.Context(), left}, cut); err == nil {
+					change(t, d)
+					break
+				}
+			}
+			return cut
+		},
+		"by a handle that was open": func(t *testing.T, cut home.Dir) home.Dir {
+			h := home.Dir(t.TempDir())
+			d := mustOpen(t, h)
+			if _, err := d.ListVolumes(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			for _, suffix := range []string{"", journalSuffix} {
+				if out, err := exec.Command("dd", "if="+cut.DB()+suffix, "of="+h.DB()+suffix, "conv=notrunc", "status=none").CombinedOutput(); err != nil {
+					t.Fatalf("%v: %s", err, out)
+				}
+			}
+			change(t, d)
+			return h
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := run(t, cutHome(t))
+			if got, err := os.ReadFile(filepath.Join(h.Staging(), "ID", "note")); err != nil || string(got) != "content\n" {
+				t.Errorf("the file holds %q, %v", got, err)
+			}
+		})
+	}
+}
+
+// endingContext is at its end after some looks at it.
+type endingContext struct {
+	context.Context
+	left int
+}
+
+func (c *endingContext) Err() error {
+	if c.left--; c.left < 0 {
+		return context.Canceled
+	}
+	return nil
+}
+
+// TestKeptBeforeAMigration: a migration does not overwrite a kept file.
+func TestKeptBeforeAMigration(t *testing.T) {
+	h, cut := home.Dir(t.TempDir()), home.Dir(t.TempDir())
+	d := mustOpen(t, h)
+	if err := mustOpen(t, cut).Close(); err != nil {
+		t.Fatal(err)
+	}
+	err := d.update(t.Context(), "go back", func(q querier) error {
+		_, err := q.exec("CREATE INDEX volume_newest ON volume (created_ns DESC, id DESC)")
+		if err == nil {
+			_, err = q.exec("PRAGMA user_version=1")
+		}
+		return err
+	})
+	if err == nil {
+		err = d.InsertVolumeWhen(t.Context(), keptBy(t, h, cut, "synced", nil), testVolume("a"))
+	}
+	if err := errors.Join(err, mustOpen(t, cut).Close()); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(filepath.Join(cut.Staging(), "ID", "note")); err != nil || string(got) != "content\n" {
+		t.Errorf("the file holds %q, %v", got, err)
+	}
+}
+
+// TestKeptAfterAFailedWrite: where the database cannot be written the change is
+// undone, what it waits for is not asked for, and its file stays until it is
+// forgotten.
+func TestKeptAfterAFailedWrite(t *testing.T) {
+	h := home.Dir(t.TempDir())
+	d := mustOpen(t, h)
+	synced := 0
+	when := Condition{
+		Keep: KeptFile{filepath.Join(h.Staging(), "ID", "note"), []byte("content\n")},
+		Journaled: func(bool) error {
+			fi, err := os.Stat(h.DB())
+			if err != nil {
+				return err
+			}
+			return unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: uint64(fi.Size()), Max: unix.RLIM_INFINITY})
+		},
+		Synced: func() error { synced++; return nil },
+	}
+	err := d.updateWhen(t.Context(), "grow", when, func(q querier) error {
+		_, err := q.exec("INSERT INTO reserve (filler) VALUES (zeroblob(400000))")
+		return err
+	})
+	if err2 := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}); err == nil || err2 != nil || synced != 0 {
+		t.Errorf("the change: %v, Synced called %d times, %v", err, synced, err2)
+	}
+	head, err := readHead(h.DB() + journalSuffix)
+	if err != nil || head.kept() == 0 {
+		t.Errorf("the file is not kept: %v", err)
+	}
+	if err := d.Forget(t.Context(), when.Keep); err != nil {
+		t.Fatal(err)
+	}
+	if err := mustOpen(t, h).Close(); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(h.Staging()); err != nil || len(left) != 0 {
+		t.Errorf("put back though it was forgotten: %v, %v", left, err)
 	}
 }
 

@@ -23,10 +23,12 @@ type DB struct {
 
 	queue changeQueue // of update
 
-	owner      uint64    // of the files, for the VFS; 0: not connected
-	seen       uint32    // the schema's version, in the file when it was connected
-	committing []*change // in the transaction that is being committed, before its changes are ready
-	dropKept   bool      // when the transaction ends, nobody needs what its journal keeps
+	owner      uint64     // of the files, for the VFS; 0: not connected
+	seen       uint32     // the schema's version, in the file when it was connected
+	committing []*change  // in the transaction that is being committed, before its changes are ready
+	dropKept   bool       // when the transaction ends, nobody needs what its journal keeps
+	carried    []KeptFile // of a transaction that was undone: for the next journal, until there is room; relative
+	forget     string     // a kept file that is not wanted any more; relative
 
 	sql    *sql.DB   // nil: there is no database, every read is empty
 	conn   *sql.Conn // nil until needed
@@ -72,7 +74,7 @@ func Open(ctx context.Context, h home.Dir) (*DB, error) {
 		return nil, err
 	}
 	if journal.kept() != 0 {
-		d.restoreKept(ctx)
+		d.restoreNow(ctx)
 	}
 	if d.journalAt.size < journalSize {
 		_ = d.restoreJournal(ctx) // else a later writer does, where there is room

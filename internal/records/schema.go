@@ -27,10 +27,10 @@ var migrated = failpoint.New("records.migrated") // a migration is complete but 
 // the version is in the file, and need not be asked for in a transaction. It returns
 // how the journal began.
 func (d *DB) checkSchema(ctx context.Context) (journal journalHead, err error) {
-	if journal, err = readHead(d.home.DB() + journalSuffix); err == nil && journal.ended() {
-		if _, err := d.link(); err == nil && d.seen == schemaVersion {
-			return journal, nil
-		}
+	_, linked := d.link()
+	journal, err = readHead(d.home.DB() + journalSuffix)
+	if linked == nil && err == nil && journal.ended() && d.seen == schemaVersion {
+		return journal, nil
 	}
 	return journal, d.askSchema(ctx)
 }
@@ -86,6 +86,7 @@ func (d *DB) migrateLocked(ctx context.Context) error {
 	if have, err := d.version(ctx); err != nil || have == schemaVersion {
 		return err // another process was faster
 	}
+	d.restoreNow(ctx) // a migration begins no transaction of ours
 	if err := d.take(ctx); err != nil {
 		return d.wrap(err, "migrate the records")
 	}

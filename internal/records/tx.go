@@ -47,14 +47,13 @@ func (d *DB) update(ctx context.Context, what string, fn func(q querier) error) 
 // use the records. An error undoes the change. A nil function is none.
 type Condition struct {
 	// Keep is a file that must not be lost if the change is undone, by a power cut
-	// too: the next [Open] puts it back.
+	// too: the next [Open], or the next change, puts it back.
 	Keep KeptFile
-	// Journaled is called when the journal is on the disk: whatever follows, the
-	// change can be undone. kept tells whether Keep is, too. It is called again, with
-	// false, where a change that was undone for the sake of others is done again.
+	// Journaled is called, once, when the journal is on the disk: whatever follows, the
+	// change can be undone. kept tells whether Keep is there, too.
 	Journaled func(kept bool) error
-	// Synced is called when the change is on the disk and the end of the journal is all
-	// that is missing; once after each call of Journaled.
+	// Synced is called, once, when the change is on the disk and the end of the journal
+	// is all that is missing.
 	Synced func() error
 }
 
@@ -109,14 +108,6 @@ func (c *change) isSynced() error {
 		if c.when.Synced != nil {
 			c.answer = c.when.Synced()
 		}
-	}
-	return c.answer
-}
-
-// again prepares a change for another transaction.
-func (c *change) again() error {
-	if c.answer == nil && c.journaled && c.when.Journaled != nil {
-		c.answer, c.synced = c.when.Journaled(false), false
 	}
 	return c.answer
 }
@@ -191,7 +182,7 @@ func (d *DB) runAll(batch []*change) {
 		return
 	}
 	for _, c := range batch {
-		if c.err = c.again(); c.err != nil {
+		if c.err = c.answer; c.err != nil {
 			continue
 		}
 		c.err = d.patiently(c.ctx, func() error {
@@ -263,6 +254,7 @@ func (d *DB) transactTo(changes *[]*change, fn func(q querier) error) (committin
 	if _, err := q.exec("BEGIN IMMEDIATE"); err != nil {
 		return false, err
 	}
+	d.restoreKept()
 	// After some errors SQLite has rolled back itself, and refuses to do it again.
 	rollback := func() { _, _ = q.exec("ROLLBACK") }
 	if err := fn(q); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -159,6 +160,9 @@ func vfsOpen(tls *libc.TLS, _, name, file uintptr, flags int32, outFlags uintptr
 		if rc == sqlite3.SQLITE_OK {
 			return openJournal(tls, file, ownerIn(tls, name))
 		}
+		if _, err := os.Lstat(libc.GoString(name)); err == nil {
+			return rc // to be read by nobody but the methods above
+		}
 	}
 	return open(tls, vfs.unix, name, file, flags, outFlags) // a new journal's directory must be synced
 }
@@ -272,6 +276,9 @@ func syncDatabase(_ *libc.TLS, file uintptr, _ int32) int32 {
 		return codeSync
 	}
 	if rc := syncFile(file); rc != sqlite3.SQLITE_OK {
+		if d != nil {
+			d.committing = nil // undoing syncs the database, too
+		}
 		return rc
 	}
 	if d != nil && d.awaitSynced() != nil {
