@@ -269,7 +269,7 @@ func (st *staging) drop() {
 		_ = st.image.Close()
 	}
 	left := false
-	if !st.done {
+	if !st.done && !st.holdsStranger() {
 		_ = os.Remove(filepath.Join(st.path, noteName))
 		if left = st.leave(); !left {
 			_ = removeTree(st.path)
@@ -280,6 +280,22 @@ func (st *staging) drop() {
 		st.s.reapInBackground()
 	}
 	st.s.setMaking(filepath.Base(st.path), false)
+}
+
+// holdsStranger reports whether the data is, or may be, another directory than was
+// made: one that was taken for it when its name was taken back, and could not be put
+// back in its turn. It is deleted by nobody.
+func (st *staging) holdsStranger() bool {
+	own := st.record.Identity
+	if own == (records.Identity{}) {
+		r, err := readNote(filepath.Join(st.path, noteName))
+		if err != nil {
+			return false // it was never moved
+		}
+		own = r.Identity
+	}
+	id, ok, err := identityAt(filepath.Join(st.path, dataName))
+	return err != nil || ok && !id.Same(own)
 }
 
 // leave moves what was made of a disk to the trash if its maker has been told to
@@ -307,14 +323,16 @@ func (s *Store) publish(ctx context.Context, db *records.DB, lock *nameLock, st 
 	ctx = context.WithoutCancel(ctx)
 	forgotten := begin(found.forgettable(s))
 	err = db.InsertVolumeWhen(ctx, st.condition(asked, forgotten), &st.record, found.tombstones...)
+	if err != nil && forgotten() != nil { // then they stay
+		err = db.InsertVolumeWhen(ctx, st.condition(asked, begin()), &st.record)
+	}
 	if err != nil {
-		_ = forgotten()
 		// A failed commit may have been one: only the database knows.
 		if _, err2 := db.VolumeByID(ctx, st.record.ID); !errdefs.Is(err2, errdefs.VolumeNotFound) {
 			st.done = true
 			return nil, err
 		}
-		return nil, errors.Join(err, st.unrename())
+		return nil, errors.Join(err, st.unrename(ctx, db))
 	}
 	st.done = true // the record stands, whatever happens from here on
 	if err := pointCommitted.Hit(); err != nil {
@@ -331,7 +349,7 @@ func (s *Store) publish(ctx context.Context, db *records.DB, lock *nameLock, st 
 func (st *staging) condition(ctx context.Context, also func() error) records.Condition {
 	named := begin()
 	return records.Condition{
-		Keep: records.KeptFile{Path: filepath.Join(st.path, noteName), Content: encodeNote(&st.record)},
+		Keep: st.kept(),
 		Journaled: func(kept bool) error {
 			err := st.sealed()
 			if err == nil && !kept {
@@ -344,13 +362,17 @@ func (st *staging) condition(ctx context.Context, also func() error) records.Con
 				if err := st.place(ctx); err != nil {
 					return err
 				}
-				st.placed = true
 			}
 			named = begin(func() error { return syncDir(st.s.home.Volumes()) })
 			return nil
 		},
 		Synced: func() error { return errors.Join(named(), also()) },
 	}
+}
+
+// kept is the note as the records' journal keeps it.
+func (st *staging) kept() records.KeptFile {
+	return records.KeptFile{Path: filepath.Join(st.path, noteName), Content: encodeNote(&st.record)}
 }
 
 // nameIsFree looks for a record and a stranger. The name is locked and settled.
@@ -373,7 +395,7 @@ func (st *staging) place(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if st.adopt {
+	if st.placed = st.adopt; st.placed {
 		return nil
 	}
 	to := st.s.home.Volume(st.record.Name)
@@ -383,24 +405,26 @@ func (st *staging) place(ctx context.Context) error {
 		}
 		return err
 	}
+	st.placed = true
 	return pointRenamed.Hit()
 }
 
-// unrename takes the name back, if the data has it, after a failed commit. If
-// even that fails, the note is removed first, so that no later command commits a
-// creation that was reported as failed. A stranger that has come to lie there
-// stays.
-func (st *staging) unrename() error {
-	if st.adopt {
+// unrename takes the name back, if the data has it, after a failed commit. A stranger
+// that has come to lie there stays. Where the name cannot be taken back the staging
+// directory stays, too, and the next command completes the creation or undoes it.
+func (st *staging) unrename(ctx context.Context, db *records.DB) error {
+	if !st.placed {
 		return nil
 	}
-	from := st.s.home.Volume(st.record.Name)
-	_, err := moveOwn(from, filepath.Join(st.path, dataName), st.record.Identity)
-	if err == nil || errors.Is(err, unix.ENOENT) {
-		return nil
+	if !st.adopt {
+		_, err := moveOwn(st.s.home.Volume(st.record.Name), filepath.Join(st.path, dataName), st.record.Identity)
+		if err == nil || errors.Is(err, unix.ENOENT) {
+			err = syncDir(st.s.home.Volumes()) // before the note goes
+		}
+		if err != nil {
+			st.done = true
+			return err
+		}
 	}
-	if err := os.Remove(filepath.Join(st.path, noteName)); err != nil {
-		return err
-	}
-	return removeTree(from)
+	return db.Forget(ctx, st.kept())
 }

@@ -188,3 +188,50 @@ func TestDiskIsReapedInTheBackground(t *testing.T) {
 		t.Errorf("no reaper: trash %v", left)
 	}
 }
+
+// TestTombstonesThatCannotBeForgotten: where the removals cannot be made durable, a
+// creation leaves their tombstones.
+func TestTombstonesThatCannotBeForgotten(t *testing.T) {
+	h := home.Dir(t.TempDir())
+	s := New(h)
+	t.Cleanup(func() { s.Close() })
+	for range forgetAt {
+		mustCreate(t, s, Spec{Name: "a"})
+		if err := s.Remove(t.Context(), "a"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.RemoveAll(h.Trash()); err != nil {
+		t.Fatal(err)
+	}
+	mustCreate(t, s, Spec{Name: "b"})
+	if found, err := s.Check(t.Context()); err != nil || len(found) != 0 {
+		t.Errorf("Check = %+v, %v", found, err)
+	}
+}
+
+// TestStagingWithAStranger: a directory that lies where a creation has had its data,
+// and is another one, is deleted by nobody.
+func TestStagingWithAStranger(t *testing.T) {
+	h := home.Dir(t.TempDir())
+	s := New(h)
+	t.Cleanup(func() { s.Close() })
+	elsewhere := home.Dir(t.TempDir())
+	other := New(elsewhere)
+	t.Cleanup(func() { other.Close() })
+	v := mustCreate(t, other, Spec{Name: "other"}) // its note is of another directory
+	staging := filepath.Join(h.Staging(), v.ID)
+	note, err := os.ReadFile(filepath.Join(elsewhere.State(v.ID), noteName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustCreate(t, s, Spec{Name: "warm"})
+	if err := errors.Join(os.MkdirAll(filepath.Join(staging, dataName), 0o700), os.WriteFile(filepath.Join(staging, noteName), note, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	writeMarker(t, filepath.Join(staging, dataName))
+	mustCreate(t, s, Spec{Name: "next"})
+	if _, err := os.Stat(filepath.Join(staging, dataName, marker)); err != nil {
+		t.Error(err)
+	}
+}

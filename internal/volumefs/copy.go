@@ -21,7 +21,7 @@ func (f *FS) Copy(ctx context.Context, from, to string, o WriteOptions) error {
 	if err != nil {
 		return err
 	}
-	f.replaced.freed()
+	f.replaced.closeAll()
 	err = f.copyFile(ctx, relFrom, relTo, o)
 	if err != nil {
 		err = &pairError{to: to, err: err}

@@ -51,7 +51,7 @@ type madeDirs struct {
 func (f *FS) makeDirs(dir int, names []string) (*madeDirs, error) {
 	m := &madeDirs{fs: f, names: names}
 	if len(names) > 0 {
-		f.replaced.freed()
+		f.replaced.closeAll()
 	}
 	start, err := unix.FcntlInt(uintptr(dir), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {

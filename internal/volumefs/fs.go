@@ -101,7 +101,7 @@ func New(root *os.File, o Options) (*FS, error) {
 // Close releases what New opened, and the ledger. Streams must have been closed
 // before.
 func (f *FS) Close() error {
-	f.replaced.freed()
+	f.replaced.closeAll()
 	var err error
 	if a := f.counted.Load(); a != nil {
 		err = a.w.Close()

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -138,6 +139,12 @@ func fullDisk(dir string) error {
 	if err := justEnough(f, filler); err != nil {
 		return err
 	}
+	if err := openStream(f, filler); err != nil {
+		return err
+	}
+	if err := twoWriters(f, filler); err != nil {
+		return err
+	}
 	return underPressure(f, filler)
 }
 
@@ -150,14 +157,7 @@ func justEnough(f *FS, filler string) error {
 	if err := f.Write(ctx, "f", data, WriteOptions{}); err != nil {
 		return err
 	}
-	if err := fill(filler); err != nil {
-		return err
-	}
-	fi, err := os.Stat(filler)
-	if err == nil {
-		err = os.Truncate(filler, fi.Size()-size-size/2)
-	}
-	if err != nil {
+	if err := fillBut(filler, size+size/2); err != nil {
 		return err
 	}
 	ways := []func() error{
@@ -180,6 +180,70 @@ func justEnough(f *FS, filler string) error {
 		}
 	}
 	return os.Remove(filler)
+}
+
+// fillBut leaves so many bytes free.
+func fillBut(filler string, free int64) error {
+	if err := fill(filler); err != nil {
+		return err
+	}
+	fi, err := os.Stat(filler)
+	if err != nil {
+		return err
+	}
+	return os.Truncate(filler, fi.Size()-free)
+}
+
+// openStream writes to a stream that was open when a file gave its space back.
+func openStream(f *FS, filler string) error {
+	data := make([]byte, 512<<10)
+	if err := f.Write(ctx, "f", data, WriteOptions{}); err != nil {
+		return err
+	}
+	if err := fillBut(filler, 128<<10); err != nil {
+		return err
+	}
+	w, err := f.OpenWrite(ctx, "stream", WriteOptions{})
+	if err != nil {
+		return err
+	}
+	err = f.Write(ctx, "f", []byte("small"), WriteOptions{})
+	if err == nil {
+		_, err = w.Write(data)
+	}
+	if err := errors.Join(err, w.Close()); err != nil {
+		return fmt.Errorf("an open stream: %w", err)
+	}
+	return errors.Join(f.Remove(ctx, "stream"), os.Remove(filler))
+}
+
+// twoWriters has two replace files at the same time where there is room for one
+// more of each: what one gives back is there for the other.
+func twoWriters(f *FS, filler string) error {
+	const size = 256 << 10
+	data := make([]byte, size)
+	names := []string{"a", "b"}
+	for _, name := range names {
+		if err := f.Write(ctx, name, data, WriteOptions{}); err != nil {
+			return err
+		}
+	}
+	if err := fillBut(filler, 2*size+size/2); err != nil {
+		return err
+	}
+	errs := make([]error, len(names))
+	var wg sync.WaitGroup
+	for i, name := range names {
+		wg.Go(func() {
+			for n := 0; n < 300 && errs[i] == nil; n++ {
+				if err := f.Write(ctx, name, data, WriteOptions{}); err != nil {
+					errs[i] = fmt.Errorf("two writers: write %d: %w", n, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(errors.Join(errs...), f.Remove(ctx, "a"), f.Remove(ctx, "b"), os.Remove(filler))
 }
 
 // mustNotFit writes in every way to a full disk: nothing fits, nothing changes.

@@ -20,9 +20,9 @@ type replaced struct {
 	fds   []int       // guarded by mu
 	bytes int64       // of all fds; guarded by mu
 	timer *time.Timer // closes what is there; nil with no fds; guarded by mu
-	later bool        // one was gathered since freed was called; guarded by mu
 
-	closing sync.Mutex // while some are closed
+	closing sync.Mutex    // while some are closed
+	closed  atomic.Uint64 // how many have been
 }
 
 const (
@@ -36,6 +36,7 @@ const (
 func (r *replaced) close(fd int) {
 	start := time.Now()
 	_ = unix.Close(fd)
+	r.closed.Add(1)
 	r.slow.Store(time.Since(start) > slowClose)
 }
 
@@ -52,7 +53,6 @@ func (f *FS) closeReplaced(fd int, size int64) {
 // are enough for the next time, the caller waits.
 func (r *replaced) add(fd int, size int64) {
 	r.mu.Lock()
-	r.later = true
 	r.fds, r.bytes = append(r.fds, fd), r.bytes+size
 	full := len(r.fds) >= closeAtOnce || r.bytes > smallFile
 	if !full && r.timer == nil {
@@ -92,15 +92,9 @@ func (r *replaced) closeGathered() {
 	}
 }
 
-// freed closes what is gathered, and reports whether anything was since the last
-// time.
-func (r *replaced) freed() bool {
-	r.mu.Lock()
-	later := r.later
-	r.later = false
-	r.mu.Unlock()
-	if later {
-		r.closeAll()
-	}
-	return later
+// freed closes what is gathered, waits for others that do, and reports whether more
+// has been closed, by anybody, than before.
+func (r *replaced) freed(before uint64) bool {
+	r.closeAll()
+	return r.closed.Load() != before
 }

@@ -31,11 +31,12 @@ func TestReplacedFilesAreClosed(t *testing.T) {
 					t.Fatalf("%d replaced files stay open", replacedOpen(t, v.dir))
 				}
 			}
+			before := v.replaced.closed.Load()
 			overwrite(3)
-			if !v.replaced.freed() || replacedOpen(t, v.dir) > 0 {
+			if !v.replaced.freed(before) || replacedOpen(t, v.dir) > 0 {
 				t.Errorf("%d replaced files are open after freed", replacedOpen(t, v.dir))
 			}
-			if v.replaced.freed() {
+			if v.replaced.freed(v.replaced.closed.Load()) {
 				t.Error("freed what was freed")
 			}
 		})

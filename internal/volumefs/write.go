@@ -46,11 +46,13 @@ func (f *FS) Write(ctx context.Context, path string, data []byte, o WriteOptions
 }
 
 func (f *FS) write(rel string, data []byte, o WriteOptions) error {
-	err := f.tryWrite(rel, data, o)
-	if noRoom(err) && f.replaced.freed() {
-		return f.tryWrite(rel, data, o)
+	for {
+		before := f.replaced.closed.Load()
+		err := f.tryWrite(rel, data, o)
+		if !noRoom(err) || !f.replaced.freed(before) {
+			return err
+		}
 	}
-	return err
 }
 
 func (f *FS) tryWrite(rel string, data []byte, o WriteOptions) error {
@@ -239,7 +241,7 @@ func (f *FS) OpenWrite(ctx context.Context, path string, o WriteOptions) (*Write
 	if err != nil {
 		return nil, err
 	}
-	f.replaced.freed()
+	f.replaced.closeAll()
 	r, err := f.newReplacement(rel)
 	if err := f.end("write", path, err); err != nil {
 		if r != nil {
@@ -260,9 +262,21 @@ func (w *WriteStream) Write(p []byte) (int, error) {
 	if err := w.r.room(w.off + int64(len(p))); err != nil {
 		return 0, w.failed(err)
 	}
-	n, err := w.r.tmp.file.Write(p)
+	n, err := w.r.write(p)
 	w.wrote(int64(n))
 	return n, w.failed(bare(err))
+}
+
+// write writes all of p, where there is room once replaced files are closed.
+func (r *replacement) write(p []byte) (n int, err error) {
+	for {
+		before := r.fs.replaced.closed.Load()
+		m, err := r.tmp.file.Write(p[n:])
+		n += m
+		if !noRoom(err) || !r.fs.replaced.freed(before) {
+			return n, err
+		}
+	}
 }
 
 // ReadFrom is io.ReaderFrom: the kernel moves the bytes where src is a file or
@@ -280,6 +294,7 @@ func (w *WriteStream) ReadFrom(src io.Reader) (int64, error) {
 			n, err := io.CopyBuffer(plainWriter{w}, src, make([]byte, 64<<10)) // exactly as much as comes
 			return total + n, err
 		}
+		w.fs.replaced.closeAll() // what comes next cannot be written a second time
 		n, err := w.r.tmp.file.ReadFrom(&io.LimitedReader{R: src, N: writeback})
 		total += n
 		w.wrote(n)
