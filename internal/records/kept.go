@@ -21,8 +21,9 @@ import (
 // Such a file need not be synced: its content is at the end of the sealed journal,
 // which is, and the header tells where. SQLite clears the beginning of the header
 // when a transaction ends; here the mark of the seal is cleared with it, in one write
-// to one sector, where the transaction is committed. Who opens the records and finds
-// the mark of a transaction that was undone puts the files back.
+// to one sector, where the transaction is committed. Who opens the records to write, or
+// begins another transaction, and finds the mark of one that was undone puts its files
+// back.
 
 // KeptFile is a small file in the home. The zero KeptFile is none.
 type KeptFile struct {
